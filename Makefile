@@ -1,0 +1,73 @@
+# One command each. "make help" lists them. Only Python >= 3.10 with venv, and make, have to be there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What follows "make test", for instance: make test ARGS="tests/core -k registry"
+ARGS ?=
+
+DISTRIBUTIONS := fabric_core fabric_backends fabric_cuda fabric_xla fabric_deepspeed
+MANIFESTS := $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
+
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format docs wheels changelog clean distclean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv and install the workspace into it
+
+demo: $(STAMP) ## train the example on two processes
+	$(BIN)/fabric run examples/image_classifier.py --strategy=ddp --devices=2
+
+test: $(STAMP) ## run the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## lint, formatting, types, import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## apply formatting and safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP) ## check the documents: their links, and the code in them
+	$(BIN)/python -m pytest tests/workspace/test_documents.py
+
+wheels: $(STAMP) ## build the five wheels into dist/
+	rm -rf dist
+	@set -e; for name in $(DISTRIBUTIONS); do \
+		$(BIN)/python -m build --wheel --no-isolation --outdir dist $$name; \
+	done
+
+changelog: $(STAMP) ## show what the next release's changelog will say
+	$(BIN)/towncrier build --draft --version next
+
+clean: ## remove what the other commands made, except .venv
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(DISTRIBUTIONS) tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## remove .venv as well
+	rm -rf $(VENV)
+
+# The distributions are installed together, so that pip takes each other's dependencies from this folder, and
+# without build isolation, so that hatchling is not fetched five times.
+$(STAMP): constraints.txt pyproject.toml $(MANIFESTS) | $(BIN)/python
+	@echo "Installing the workspace into $(VENV); the first time takes a minute or two."
+	$(PIP_INSTALL) "pip>=25.1"
+	$(PIP_INSTALL) torch --group dev
+	$(PIP_INSTALL) --no-build-isolation $(addprefix --editable ./,$(DISTRIBUTIONS))
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "Python 3.10 or newer is needed, and $(PYTHON) is not. Name another: make PYTHON=python3.11 install"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "$(PYTHON) lacks its venv module. On Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)

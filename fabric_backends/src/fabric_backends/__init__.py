@@ -1,0 +1,1 @@
+"""Everything that stock PyTorch can do, as plugins: strategies, precisions, environments, launchers, devices."""

@@ -1,0 +1,1 @@
+"""The environments of this distribution, one file each."""

@@ -1,0 +1,1 @@
+"""The launchers of this distribution, one file each."""

@@ -1,0 +1,1 @@
+"""The loggers of this distribution, one file each."""

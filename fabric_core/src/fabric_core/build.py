@@ -1,0 +1,90 @@
+"""From a plan to objects: the chosen classes are imported and made, nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from fabric_core.contracts.accelerator import Accelerator
+from fabric_core.contracts.checkpoint_io import CheckpointIO
+from fabric_core.contracts.cluster_environment import ClusterEnvironment
+from fabric_core.contracts.launcher import Launcher
+from fabric_core.contracts.precision import Precision
+from fabric_core.contracts.strategy import Strategy, Surroundings
+from fabric_core.errors import BrokenPluginError, OptionsError, did_you_mean, listing
+from fabric_core.plan import Choice, Plan
+from fabric_core.resolve.asked import kind_of_class
+from fabric_core.specs import LoggerSpec
+from fabric_core.targets import import_target
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects of a plan, wired together."""
+
+    accelerator: Accelerator
+    strategy: Strategy
+    precision: Precision
+    cluster_environment: ClusterEnvironment
+    checkpoint_io: CheckpointIO
+    launcher: Launcher | None
+    loggers: tuple[Any, ...]
+
+
+def build(plan: Plan) -> Parts:
+    """Make the parts of a plan and show them to each other. No device is touched, nothing is opened.
+
+    Raises:
+        BrokenPluginError: A part cannot be imported, or is not what its spec says.
+        OptionsError: A part does not take the options that it was given.
+    """
+    accelerator: Accelerator = make(plan.accelerator)
+    strategy: Strategy = make(plan.strategy)
+    precision: Precision = make(plan.precision)
+    environment: ClusterEnvironment = make(plan.cluster_environment)
+    checkpoint_io: CheckpointIO = make(plan.checkpoint_io)
+    devices = tuple(accelerator.device(index) for index in plan.devices)
+    precision.attach(devices[0])
+    strategy.attach(
+        Surroundings(
+            accelerator, precision, environment, checkpoint_io, devices, plan.processes_per_node, plan.num_nodes
+        )
+    )
+    launcher = None if plan.launcher is None else make(plan.launcher)
+    loggers = tuple(make(logger) for logger in plan.loggers)
+    return Parts(accelerator, strategy, precision, environment, checkpoint_io, launcher, loggers)
+
+
+def make(choice: Choice) -> Any:
+    """The object of one choice: the one that was passed, or a new one."""
+    if choice.instance is not None:
+        return choice.instance
+    cls = import_target(choice.spec.target, f"the {choice.kind} {choice.identity}")
+    if not (isinstance(cls, type) and (kind_of_class(cls) == choice.kind or choice.kind == LoggerSpec.kind)):
+        raise BrokenPluginError(
+            f"The {choice.kind} {choice.identity} points at {choice.spec.target_name!r}, which is no {choice.kind}: "
+            f"it does not derive from that contract. This is a fault of {choice.distribution}."
+        )
+    _check_options(cls, choice)
+    return cls(**choice.options)
+
+
+def _check_options(cls: type, choice: Choice) -> None:
+    try:
+        parameters = inspect.signature(cls).parameters.values()
+    except ValueError:  # a class written in C says nothing of its arguments
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    for name in choice.options:
+        if name not in known:
+            raise OptionsError(
+                f"The {choice.kind} {choice.name!r} has no option {name!r}.{did_you_mean(name, known)} "
+                f"It has: {listing(known)}."
+            )
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    missing = [name for name in required if name not in choice.options]
+    if missing:
+        raise OptionsError(f"The {choice.kind} {choice.name!r} needs a value for {listing(missing)}.")

@@ -1,0 +1,32 @@
+"""The accelerator: one kind of device, and what is particular about it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from fabric_core.contracts.part import Part
+from fabric_core.specs import AcceleratorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Accelerator(Part):
+    """One kind of device. How many there are is the business of its spec's probe."""
+
+    spec_type = AcceleratorSpec
+
+    process_group_backend: str | None = None
+    """The ``torch.distributed`` backend that fits this device; ``None`` leaves the choice to the strategy."""
+
+    @abstractmethod
+    def device(self, index: int) -> torch.device:
+        """The device of one index. Called on every rank when the parts are built; must not initialise the device.
+
+        Args:
+            index: One of the indices that the probe listed.
+        """
+
+    def setup_device(self, device: torch.device) -> None:  # noqa: B027
+        """Make ``device`` the current one of this process. Called on every rank, once, before anything runs on it."""

@@ -1,0 +1,42 @@
+"""The launcher: how the processes of a job come to be on this node."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from fabric_core.contracts.part import Part
+from fabric_core.specs import LauncherSpec
+
+
+class Launcher(Part):
+    """Starts the processes of this node and watches over them until they end."""
+
+    spec_type = LauncherSpec
+
+    @abstractmethod
+    def launch(
+        self, function: Callable[..., Any], *args: Any, num_processes: int, num_nodes: int = 1, **kwargs: Any
+    ) -> Any:
+        """Start ``num_processes`` processes in which ``function(*args, **kwargs)`` runs. Called once, in the parent.
+
+        The started processes find their ranks in the environment variables ``RANK``, ``LOCAL_RANK``,
+        ``LOCAL_WORLD_SIZE``, ``NODE_RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``; nothing is left in
+        those of the parent. When the parent dies, they die. When one of them fails, the others are ended, and its
+        traceback is what the user sees last.
+
+        Args:
+            function: What every process runs.
+            args, kwargs: What it is called with.
+            num_processes: How many processes to start on this node.
+            num_nodes: How many nodes the job has.
+
+        Returns:
+            What ``function`` returned on local rank 0. A launcher that starts the script again does not return in
+            the parent: it ends the parent when the last process has ended.
+
+        Raises:
+            LaunchError: The processes could not be started.
+            RankFailedError: One of them failed.
+        """

@@ -1,0 +1,43 @@
+"""The logger: where metrics go."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from fabric_core.contracts.part import Part
+from fabric_core.specs import LoggerSpec
+
+
+class Logger(Part):
+    """A sink for metrics. Every method is called on global rank 0 only."""
+
+    spec_type = LoggerSpec
+
+    @property
+    def name(self) -> str:
+        """What the run is called in the sink."""
+        return type(self).__name__
+
+    @abstractmethod
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record metrics.
+
+        Args:
+            metrics: Plain Python numbers by name.
+            step: The training step that they belong to; ``None`` when the user gave none.
+        """
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # noqa: B027
+        """Record the settings of the run."""
+
+    def save(self) -> None:  # noqa: B027
+        """Write what is held back. Called by ``Fabric.close``."""
+
+    def finalize(self, status: str) -> None:  # noqa: B027
+        """End the run. Called once, by ``Fabric.close``.
+
+        Args:
+            status: ``"success"`` or ``"failed"``.
+        """

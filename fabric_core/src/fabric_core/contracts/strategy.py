@@ -1,0 +1,310 @@
+"""The strategy: how one training is spread over processes and devices.
+
+The base class is a complete strategy for one process on one device; one for many overrides what differs.
+
+[Note: order of calls] Per process: ``__init__`` (options) · `attach` (parts, no device touched) · `store` (plans are
+compared) · `connect` (process group) · `setup` … verbs … · `teardown`. With a launcher, everything up to `attach` also
+happens in the parent, so neither ``__init__`` nor `attach` may touch a device or open anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from fabric_core.contracts.accelerator import Accelerator
+from fabric_core.contracts.checkpoint_io import CheckpointIO
+from fabric_core.contracts.cluster_environment import ClusterEnvironment
+from fabric_core.contracts.part import Part
+from fabric_core.contracts.precision import Precision
+from fabric_core.specs import StrategySpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+ReduceOp = Literal["mean", "sum", "min", "max", "product"]
+
+
+class Store(Protocol):
+    """A key-value store that all ranks share: the part of ``torch.distributed.Store`` that the core uses."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Publish a value."""
+
+    def get(self, key: str, /) -> bytes:
+        """Wait for a key and return its value."""
+
+    def wait(self, keys: list[str], timeout: timedelta, /) -> None:
+        """Wait until every key is there, for at most ``timeout``."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a strategy works with, fixed before any device is touched.
+
+    Attributes:
+        accelerator, precision, cluster_environment, checkpoint_io: The other parts of the plan.
+        devices: The devices of this node, one per process for a strategy with a process per device.
+        processes_per_node, num_nodes: The size of the job.
+    """
+
+    accelerator: Accelerator
+    precision: Precision
+    cluster_environment: ClusterEnvironment
+    checkpoint_io: CheckpointIO
+    devices: tuple[torch.device, ...]
+    processes_per_node: int
+    num_nodes: int
+
+
+class Strategy(Part):
+    """One process on one device; the base of every other strategy."""
+
+    spec_type = StrategySpec
+
+    joint_setup: bool = False
+    """Whether the model and its optimizers have to be given to ``setup`` together."""
+
+    owns_backward: bool = False
+    """Whether a bare ``loss.backward()`` would bypass the strategy and give wrong gradients."""
+
+    surroundings: Surroundings
+
+    # -- who am I -------------------------------------------------------------------------------------------------
+
+    def attach(self, surroundings: Surroundings) -> None:
+        """Learn what there is to work with. Called once, on every rank and in the parent; touches no device."""
+        self.surroundings = surroundings
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this process (the first one, when it drives several)."""
+        return self.surroundings.devices[self.local_rank]
+
+    @property
+    def world_size(self) -> int:
+        """How many processes the job has."""
+        return 1
+
+    @property
+    def global_rank(self) -> int:
+        """The number of this process among all."""
+        return 0
+
+    @property
+    def local_rank(self) -> int:
+        """The number of this process among those of its node."""
+        return 0
+
+    @property
+    def node_rank(self) -> int:
+        """The number of this node."""
+        return 0
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store | None:
+        """A store that all ranks share, there before `connect`; ``None`` when there is one process only."""
+        return None
+
+    def connect(self) -> None:
+        """Make the device current and join the other ranks. Called on every rank, once."""
+        self.surroundings.accelerator.setup_device(self.root_device)
+
+    # -- setting up -----------------------------------------------------------------------------------------------
+
+    def module_init_context(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
+        """A context in which a model is created on the right device. Called on every rank.
+
+        Args:
+            empty_init: Leave the weights uninitialised, because they will be loaded. ``None`` lets the strategy choose.
+        """
+        import torch
+
+        from fabric_core.parts.empty_init import skip_init
+
+        return _both(torch.device(self.root_device), skip_init() if empty_init else nullcontext())
+
+    def move_module(self, module: nn.Module) -> None:
+        """Move a model to the device, in place. Called on every rank by ``setup``."""
+        module.to(self.root_device)
+
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        """Make a model ready for training. Called on every rank, in the same order.
+
+        Returns:
+            What forward passes go through; it computes what ``module`` computes.
+        """
+        return module
+
+    def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Make an optimizer ready. Called on every rank, in the same order."""
+        return optimizer
+
+    def setup_module_and_optimizers(
+        self, module: nn.Module, optimizers: list[Optimizer], scheduler: Any = None
+    ) -> tuple[nn.Module, list[Optimizer], Any]:
+        """Make a model, its optimizers and a scheduler ready together. Called on every rank, in the same order."""
+        return self.setup_module(module), [self.setup_optimizer(optimizer) for optimizer in optimizers], scheduler
+
+    @property
+    def sampler_arguments(self) -> dict[str, int]:
+        """``num_replicas`` and ``rank`` of the data that this process sees; one replica means that nothing is split."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @property
+    def loader_device(self) -> torch.device | None:
+        """Where batches are moved to; ``None`` when the strategy moves them itself."""
+        return self.root_device
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor, module: nn.Module | None, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients of a loss that is scaled already. Called on every rank.
+
+        Args:
+            loss: Scalar, or of any shape when ``gradient`` is among the arguments.
+            module: What `setup_module` returned, when it is known.
+            args, kwargs: For ``torch.Tensor.backward``.
+        """
+        loss.backward(*args, **kwargs)
+
+    def optimizer_step(self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
+        """Step one optimizer, through the precision. Called on every rank. Arguments as `Precision.optimizer_step`."""
+        return self.surroundings.precision.optimizer_step(optimizer, step, closure)
+
+    def hold_gradient_sync(self, module: nn.Module) -> AbstractContextManager[Any] | None:
+        """A context in which forward and backward passes do not synchronise gradients between ranks.
+
+        Args:
+            module: What `setup_module` returned.
+
+        Returns:
+            ``None`` when the strategy cannot do that, and every backward pass synchronises.
+        """
+        return nullcontext()
+
+    def scale_gradients(self, module: nn.Module, factor: float) -> None:
+        """Multiply the gradients collected so far, in place."""
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def clip_gradients_norm(
+        self,
+        module: nn.Module,
+        parameters: list[nn.Parameter],
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = True,
+    ) -> Tensor:
+        """Clip the joint norm of the gradients, in place. Called on every rank, after unscaling.
+
+        Args:
+            module: What `setup_module` returned.
+            parameters: The parameters of the optimizer that is about to step.
+            max_norm: The largest norm that is left alone.
+            norm_type: The p of the p-norm; may be ``inf``.
+            error_if_nonfinite: Raise when the norm is NaN or infinite.
+
+        Returns:
+            The norm before clipping, over all ranks: a plain 0-dimensional tensor.
+
+        Raises:
+            RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.
+        """
+        import torch
+
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
+
+    def clip_gradients_value(self, module: nn.Module, parameters: list[nn.Parameter], clip_value: float) -> None:
+        """Clamp every element of the gradients to ``[-clip_value, clip_value]``, in place."""
+        import torch
+
+        torch.nn.utils.clip_grad_value_(parameters, clip_value)
+
+    # -- talking to the other ranks -------------------------------------------------------------------------------
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for every rank. Called on every rank.
+
+        Args:
+            name: What the ranks wait for, for messages.
+        """
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Send an object (tensors, numbers, anything that pickles) from rank ``src``. Called on every rank.
+
+        Returns:
+            The object of rank ``src``.
+        """
+        return obj
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        """Collect a tensor of the same shape from every rank. Called on every rank (of ``group``).
+
+        Args:
+            tensor: Any shape S, on `root_device`.
+            group: A process group; all ranks by default.
+            sync_grads: Let gradients flow back to every rank.
+
+        Returns:
+            Shape (ranks, \\*S), in rank order.
+        """
+        return tensor.unsqueeze(0)
+
+    def all_reduce(self, tensor: Tensor, op: ReduceOp = "mean", group: Any = None) -> Tensor:
+        """Reduce a tensor of the same shape over every rank. Called on every rank (of ``group``).
+
+        Args:
+            tensor: Any shape, on `root_device`; it is not changed. Floating point when ``op`` is ``"mean"``.
+            op: How values are combined.
+            group: A process group; all ranks by default.
+
+        Returns:
+            The same shape and dtype, equal on every rank.
+        """
+        return tensor.clone()
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
+        """The state of the user's module, keys without prefix. Called on every rank by ``save``."""
+        return module.state_dict()
+
+    def load_module_state_dict(self, module: nn.Module, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore what `module_state_dict` gave, in place. Called on every rank."""
+        module.load_state_dict(state, strict=strict)
+
+    def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of an optimizer that `setup_optimizer` returned. Called on every rank by ``save``."""
+        return optimizer.state_dict()
+
+    def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """Restore what `optimizer_state_dict` gave, in place. Called on every rank."""
+        optimizer.load_state_dict(dict(state))
+
+    def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Write what ``save`` collected. Called on every rank; returns on every rank when it is on disk.
+
+        Raises:
+            CheckpointError: It cannot be written; on every rank.
+        """
+        self.surroundings.checkpoint_io.save(path, checkpoint)
+
+    def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
+        """Read what `save_checkpoint` wrote. Called on every rank. Errors as `CheckpointIO.load`."""
+        return self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
+
+
+@contextmanager
+def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
+    with outer, inner:
+        yield

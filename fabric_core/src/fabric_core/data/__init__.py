@@ -1,0 +1,1 @@
+"""What a training reads: collections of tensors, seeds, samplers and loaders."""

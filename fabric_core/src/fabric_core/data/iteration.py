@@ -1,0 +1,137 @@
+"""Where a loop over a loader stands.
+
+One object per loop, not per loader: loops over one loader may be nested, left early or run side by side.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+
+class LoaderTracker:
+    """Knows which loop the code that runs now belongs to. Shared by the loaders of one ``Fabric``.
+
+    Attributes:
+        current: The loop that handed out a batch last and has not ended; ``None`` outside of loops.
+        live: All loops that have begun and have not ended, in the order in which they began.
+        numbers: Gives each loader a number, the same on every rank because they are set up in the same order.
+    """
+
+    __slots__ = ("current", "live", "numbers")
+
+    def __init__(self) -> None:
+        self.current: Iteration | None = None
+        self.live: list[Iteration] = []
+        self.numbers = itertools.count()
+
+    def of(self, loader: DataLoader[Any]) -> Iteration | None:
+        """The innermost loop over one loader."""
+        return next((loop for loop in reversed(self.live) if loop.loader is loader), None)
+
+    def forget(self, loop: Iteration) -> None:
+        """A loop has ended: the one around it is the current one again."""
+        self.live.remove(loop)
+        if self.current is loop:
+            self.current = self.live[-1] if self.live else None
+
+
+class Iteration:
+    """One loop over a loader.
+
+    Attributes:
+        loader: The loader.
+        epoch: The epoch whose data it yields, from 0.
+        position: The number of the batch that was handed out last, from 0; -1 before the first.
+    """
+
+    __slots__ = ("_ahead", "_ended", "_raw", "_total", "epoch", "loader", "position")
+
+    def __init__(self, loader: DataLoader[Any], epoch: int) -> None:
+        self.loader = loader
+        self.epoch = epoch
+        self.position = -1
+        self._raw: Iterator[Any] | None = None
+        self._ahead: deque[Any] = deque()
+        self._ended = False
+        self._total: int | None = None
+
+    def run(
+        self,
+        raw: Iterator[Any],
+        tracker: LoaderTracker,
+        move: Callable[[Any], Any] | None,
+        begin: Callable[[int], None],
+    ) -> Generator[Any, None, None]:
+        """Hand out the batches of ``raw``.
+
+        Args:
+            raw: The batches as the loader gives them.
+            tracker: Is told at each batch whose turn it is.
+            move: Moves a batch to the device.
+            begin: Called with the epoch before the first batch is asked for.
+        """
+        begin(self.epoch)
+        self._raw = raw
+        ahead = self._ahead
+        tracker.live.append(self)
+        try:
+            for batch in raw:
+                while True:
+                    self.position += 1
+                    tracker.current = self
+                    yield batch if move is None else move(batch)
+                    if not ahead:
+                        break
+                    batch = ahead.popleft()
+                if self._ended:
+                    break
+            self._check_length()
+        finally:
+            self._raw = None
+            ahead.clear()
+            tracker.forget(self)
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the batch that was handed out last is the last one of all."""
+        return self.remaining(1) == 0
+
+    def remaining(self, at_most: int) -> int:
+        """How many batches follow the one that was handed out last; no more than ``at_most`` are counted.
+
+        A loader without a length, or whose length is a guess (that of an ``IterableDataset`` is), is asked for as
+        many batches ahead as have to be counted; they are kept and handed out when their turn comes.
+        """
+        total = self._length()
+        if total is not None:
+            return max(0, min(at_most, total - self.position - 1))
+        while self._raw is not None and len(self._ahead) < at_most and not self._ended:
+            try:
+                self._ahead.append(next(self._raw))
+            except StopIteration:
+                self._ended = True
+        return min(at_most, len(self._ahead))
+
+    def _length(self) -> int | None:
+        if self._total is None and not isinstance(self.loader.dataset, IterableDataset):
+            try:
+                self._total = len(self.loader)
+            except (TypeError, NotImplementedError, AttributeError):
+                return None
+        return self._total
+
+    def _check_length(self) -> None:
+        if self._total is not None and self._total != self.position + 1:
+            warnings.warn(
+                f"len({type(self.loader).__qualname__}) is {self._total}, but it yielded {self.position + 1} batches. "
+                "Where the last batch was asked for (accumulate does), the length was believed. Correct __len__ of "
+                "its sampler or batch_sampler.",
+                UserWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,71 @@
+"""The reference parts of the core, registered through the same door as everybody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fabric_core.hookspecs import hookimpl
+from fabric_core.specs import (
+    AcceleratorSpec,
+    CheckpointIOSpec,
+    ClusterEnvironmentSpec,
+    PrecisionSpec,
+    StrategySpec,
+)
+
+
+@hookimpl
+def fabric_accelerators() -> Iterator[AcceleratorSpec]:
+    """The CPU."""
+    yield AcceleratorSpec(
+        "cpu",
+        "fabric_core.parts.cpu:CPUAccelerator",
+        probe="fabric_core.parts.cpu:probe",
+        description="the CPU; a device is a process",
+    )
+
+
+@hookimpl
+def fabric_strategies() -> Iterator[StrategySpec]:
+    """One process on one device."""
+    yield StrategySpec(
+        "single_device",
+        "fabric_core.parts.single_device:SingleDeviceStrategy",
+        supports=("*",),
+        volunteers_for=("one",),
+        max_devices=1,
+        description="one process on one device",
+    )
+
+
+@hookimpl
+def fabric_precisions() -> Iterator[PrecisionSpec]:
+    """Plain float32."""
+    yield PrecisionSpec(
+        "32-true",
+        "fabric_core.parts.full_precision:FullPrecision",
+        aliases=("32",),
+        description="float32 everywhere",
+    )
+
+
+@hookimpl
+def fabric_cluster_environments() -> Iterator[ClusterEnvironmentSpec]:
+    """This machine."""
+    yield ClusterEnvironmentSpec(
+        "local",
+        "fabric_core.parts.local:LocalEnvironment",
+        detect="fabric_core.parts.local:detect",
+        priority=100,
+        description="processes started by fabric run or a launcher, or this one alone",
+    )
+
+
+@hookimpl
+def fabric_checkpoint_ios() -> Iterator[CheckpointIOSpec]:
+    """One file, as torch.save writes it."""
+    yield CheckpointIOSpec(
+        "torch_file",
+        "fabric_core.parts.torch_file:TorchFile",
+        description="one file that torch.load reads too",
+    )

@@ -1,0 +1,9 @@
+"""Plain float32: the base precision as it is."""
+
+from __future__ import annotations
+
+from fabric_core.contracts.precision import Precision
+
+
+class FullPrecision(Precision):
+    """32-bit floating point everywhere, nothing converted."""

@@ -1,0 +1,180 @@
+"""What was asked for (`Request`) and what was decided (`Plan`): frozen data, free of PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fabric_core.specs import PartSpec, StrategySpec
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The flags of a ``Fabric``, as they were given.
+
+    A part is asked for by name (``"ddp"``, ``"ddp@acme"``, ``"package.module:Class"``), by class or by instance.
+
+    Attributes:
+        accelerator: The device.
+        strategy: How training is spread over the devices.
+        devices: How many of them, or which, per node.
+        num_nodes: How many nodes.
+        precision: The number formats; ``None`` for plain float32.
+        plugins: Further parts: a precision, a cluster environment, a launcher, a checkpoint io.
+        loggers: Where metrics go.
+        options: Options of chosen parts, by kind (``{"strategy": {"find_unused_parameters": True}}``).
+        environ: The environment variables, for detection.
+        interactive: Whether there is no script that could be started again (a notebook, a prompt).
+        given_by: Where a flag came from when it is not the code, by flag (``{"strategy": "fabric run"}``).
+    """
+
+    accelerator: Any = AUTO
+    strategy: Any = AUTO
+    devices: Any = AUTO
+    num_nodes: Any = AUTO
+    precision: Any = None
+    plugins: tuple[Any, ...] = ()
+    loggers: tuple[Any, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
+    interactive: bool = False
+    given_by: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One part of a plan.
+
+    Attributes:
+        spec: The part's description.
+        distribution: The distribution that offers it (``"passed in code"`` for the caller's own classes).
+        version: That distribution's version.
+        reason: One sentence: why this part.
+        lost: What else there was, each with the reason why not.
+        instance: The ready object, when the caller passed one.
+        options: What the class is called with: the spec's options and the user's over them.
+    """
+
+    spec: PartSpec
+    distribution: str
+    version: str
+    reason: str
+    lost: tuple[tuple[str, str], ...] = ()
+    instance: Any = field(default=None, compare=False, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the part, as in ``fabric_core.specs.KINDS``."""
+        return self.spec.kind
+
+    @property
+    def name(self) -> str:
+        """The part's own name, also when it was asked for by an alias or a group."""
+        return self.spec.name
+
+    @property
+    def identity(self) -> str:
+        """Name, distribution and version: what has to be the same on every rank."""
+        return f"{self.name} (from {self.distribution} {self.version})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided: for every kind the chosen part, and the devices.
+
+    Attributes:
+        accelerator, strategy, precision, cluster_environment, checkpoint_io: One part each.
+        launcher: What starts the processes; ``None`` when one process is enough or others have started them.
+        loggers: Any number of parts.
+        devices: Device indices on this node.
+        num_nodes: How many nodes.
+        device_reason: One sentence: why these devices.
+        warnings: What the user should hear once, when the plan is built.
+    """
+
+    accelerator: Choice
+    strategy: Choice
+    precision: Choice
+    cluster_environment: Choice
+    checkpoint_io: Choice
+    launcher: Choice | None
+    loggers: tuple[Choice, ...]
+    devices: tuple[int, ...]
+    num_nodes: int
+    device_reason: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def processes_per_node(self) -> int:
+        """How many processes of the job run on each node."""
+        return len(self.devices) if self.strategy_spec.processes == "per_device" else 1
+
+    @property
+    def world_size(self) -> int:
+        """How many processes the job has in all."""
+        return self.processes_per_node * self.num_nodes
+
+    @property
+    def strategy_spec(self) -> StrategySpec:
+        """The chosen strategy's description."""
+        spec = self.strategy.spec
+        if not isinstance(spec, StrategySpec):
+            raise TypeError(f"The strategy of a plan needs a StrategySpec, not a {type(spec).__name__}.")
+        return spec
+
+    def __iter__(self) -> Iterator[Choice]:
+        """Every chosen part, in the order of the kinds."""
+        yield from (self.accelerator, self.strategy, self.precision, self.cluster_environment)
+        if self.launcher is not None:
+            yield self.launcher
+        yield self.checkpoint_io
+        yield from self.loggers
+
+    def fingerprint(self) -> dict[str, str]:
+        """What has to be the same on every rank, each as a line that people can read.
+
+        The device indices are left out, because the nodes of a cluster may number them differently; so are the
+        launcher and the loggers, which are each rank's own business.
+        """
+        shared = (self.accelerator, self.strategy, self.precision, self.cluster_environment, self.checkpoint_io)
+        options = {f"{part.kind} options": _plain(part.options) for part in shared if part.options}
+        sizes = {"processes per node": str(self.processes_per_node), "number of nodes": str(self.num_nodes)}
+        return {part.kind: part.identity for part in shared} | options | sizes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, for JSON."""
+        return {
+            "parts": [
+                {
+                    "kind": part.kind,
+                    "name": part.name,
+                    "target": part.spec.target_name,
+                    "distribution": part.distribution,
+                    "version": part.version,
+                    "options": json.loads(_plain(part.options)),
+                    "reason": part.reason,
+                    "lost": [{"name": name, "reason": reason} for name, reason in part.lost],
+                }
+                for part in self
+            ],
+            "devices": list(self.devices),
+            "device_reason": self.device_reason,
+            "num_nodes": self.num_nodes,
+            "processes_per_node": self.processes_per_node,
+            "world_size": self.world_size,
+            "warnings": list(self.warnings),
+        }
+
+
+def _plain(options: Mapping[str, Any]) -> str:
+    return json.dumps(dict(options), sort_keys=True, default=_type_name)
+
+
+def _type_name(value: Any) -> str:
+    """Objects are told apart by type alone: an address would differ on every rank."""
+    return f"<{type(value).__module__}.{type(value).__qualname__}>"

@@ -1,0 +1,116 @@
+"""Finding the installed plugins, distribution by distribution.
+
+The standard ``entry_points()`` raises when one foreign package has a malformed file, and pluggy's own loader stops at
+the first broken plugin. Here every distribution stands alone, and only the files that speak of us are parsed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from fabric_core.hookspecs import ENTRY_POINT_GROUP
+
+if sys.version_info >= (3, 12):
+    from importlib import metadata
+else:
+    import importlib_metadata as metadata
+
+
+@dataclass(frozen=True)
+class Found:
+    """One entry point of one distribution, not loaded yet.
+
+    Attributes:
+        distribution: The distribution's name, as it calls itself.
+        version: Its version.
+        name: The entry point's name.
+        module: The hooks module, by its dotted name; empty when the entry cannot be read.
+        error: Why the entry cannot be read; empty when it can.
+    """
+
+    distribution: str
+    version: str
+    name: str
+    module: str
+    error: str = ""
+
+
+def find_plugins() -> list[Found]:
+    """Every plugin on ``sys.path``, in the order of distribution names, whatever the order of directories.
+
+    Of two copies of one distribution, the first on the path counts, as it does for imports.
+    """
+    found: dict[str, list[Found]] = {}
+    for distribution in metadata.distributions():
+        lines = _our_lines(distribution)
+        if lines:
+            name, version, error = _identity(distribution)
+            found.setdefault(canonical(name), [_parse(name, version, line, error) for line in lines])
+    return [entry for name in sorted(found) for entry in found[name]]
+
+
+def canonical(name: str) -> str:
+    """A distribution's name in the form in which names are compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, or ``None``. Looks at metadata; imports nothing."""
+    try:
+        return str(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _our_lines(distribution: Any) -> list[str]:
+    """The lines of our group in ``entry_points.txt``; none when there is no such group, or no readable file."""
+    text = _read(distribution, "entry_points.txt")
+    return list(_section(text)) if ENTRY_POINT_GROUP in text else []
+
+
+def _identity(distribution: Any) -> tuple[str, str, str]:
+    """Name and version as the metadata states them, and what is wrong with that.
+
+    The headers are read here and not by the standard library, which answers a missing one with ``None``, a warning or
+    an exception, depending on its version.
+    """
+    headers = (_read(distribution, "METADATA") or _read(distribution, "PKG-INFO")).partition("\n\n")[0]
+    name, version = _header("Name", headers), _header("Version", headers)
+    if name and version:
+        return name, version, ""
+    folder = PurePath(str(getattr(distribution, "_path", "unknown"))).name
+    return name or folder, version or "unknown", f"the metadata in {folder} have no {'version' if name else 'name'}"
+
+
+def _header(key: str, headers: str) -> str:
+    found = re.search(rf"^{key}:[ \t]*(\S+)", headers, re.MULTILINE | re.IGNORECASE)
+    return found[1] if found else ""
+
+
+def _read(distribution: Any, file: str) -> str:
+    try:
+        return distribution.read_text(file) or ""
+    except (OSError, UnicodeError):
+        return ""
+
+
+def _section(text: str) -> Iterator[str]:
+    inside = False
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            inside = line == f"[{ENTRY_POINT_GROUP}]"
+        elif inside and line and not line.startswith(("#", ";")):
+            yield line
+
+
+def _parse(distribution: str, version: str, line: str, error: str) -> Found:
+    name, _, module = (part.strip() for part in line.partition("="))
+    if not re.fullmatch(r"\w+(\.\w+)*", module):
+        error = f"the entry point {line!r} does not name a module"
+    return Found(distribution, version, name, "" if error else module, error)

@@ -1,0 +1,134 @@
+"""From the arguments of a ``Fabric`` to a `Request`: deprecated spellings, and the flags of the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from fabric_core.errors import ConfigurationError
+from fabric_core.plan import AUTO, Request
+from fabric_core.registry import Registry
+from fabric_core.registry.hints import accelerator_of_argument
+from fabric_core.resolve.asked import is_name
+from fabric_core.resolve.devices import normalise
+
+RUN_VARIABLE = "FABRIC_RUN"
+"""Set by ``fabric run``: the flags that were given there, as JSON."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "accelerator": AUTO,
+    "strategy": AUTO,
+    "devices": AUTO,
+    "num_nodes": AUTO,
+    "precision": None,
+}
+
+
+def make_request(
+    code: Mapping[str, Any],
+    *,
+    plugins: Any,
+    loggers: Any,
+    options: Mapping[str, Mapping[str, Any]],
+    environ: Mapping[str, str],
+    registry: Registry,
+) -> Request:
+    """Bring together what the code and the command line say.
+
+    Args:
+        code: The five flags as the code gives them.
+        plugins, loggers: One or several parts, or ``None``.
+        options: Options of parts, by kind.
+        environ: The environment variables.
+        registry: Tells whether two names mean the same part.
+
+    Raises:
+        ConfigurationError: The code and the command line state different things.
+    """
+    given = json.loads(environ.get(RUN_VARIABLE, "{}"))
+    flags = {name: _agreed(name, code[name], given.get(name, DEFAULTS[name]), registry) for name in DEFAULTS}
+    return Request(
+        **flags,
+        plugins=as_tuple(plugins),
+        loggers=as_tuple(loggers),
+        options=options,
+        environ=environ,
+        interactive=is_interactive(),
+    )
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One thing, several, or none, as a tuple of its own."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def replace_deprecated(code: dict[str, Any], deprecated: Mapping[str, Any]) -> None:
+    """Map the arguments of old (``gpus=2``) onto ``accelerator`` and ``devices``, with a warning.
+
+    Args:
+        code: The flags; changed in place.
+        deprecated: What was given, by the old argument's name.
+
+    Raises:
+        ConfigurationError: An old argument stands beside the one that replaces it, or beside another old one.
+    """
+    for name, devices in deprecated.items():
+        accelerator = accelerator_of_argument(name) if devices else AUTO
+        taken = [flag for flag in ("accelerator", "devices") if code[flag] != DEFAULTS[flag]]
+        if taken:
+            raise ConfigurationError(f"{name}={devices!r} is an old way to give {' and '.join(taken)}; keep the new one.")
+        warnings.warn(
+            f"{name}={devices!r} is deprecated. Write accelerator={accelerator!r}, devices={devices!r}.",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+        code["accelerator"], code["devices"] = accelerator, devices
+
+
+def is_interactive() -> bool:
+    """Whether there is no script that could be started again: a notebook, a prompt, ``python -c``."""
+    main = sys.modules.get("__main__")
+    return hasattr(sys, "ps1") or getattr(main, "__file__", None) is None
+
+
+def _agreed(name: str, code: Any, given: Any, registry: Registry) -> Any:
+    """The one value that both sides can live with."""
+    default = DEFAULTS[name]
+    if _same(name, given, default, registry):
+        return code
+    if _same(name, code, default, registry):
+        return given
+    if _same(name, code, given, registry):
+        return code
+    flag = name.replace("_", "-")
+    raise ConfigurationError(
+        f"The code says {name}={code!r}, and the command line says --{flag} {given}. "
+        f"Make them agree, or leave {name} out of the code so that the command line decides."
+    )
+
+
+def _same(name: str, one: Any, other: Any, registry: Registry) -> bool:
+    if one is None or other is None:
+        return one is other
+    if name == "devices":
+        return normalise(one) == normalise(other)
+    if not (isinstance(one, str | int) and isinstance(other, str | int)):
+        return bool(isinstance(other, str) and _carries_name(one, other))
+    one, other = str(one).strip().lower(), str(other).strip().lower()
+    if one == other:
+        return True
+    if name == "num_nodes" or AUTO in (one, other) or not (is_name(one) and is_name(other)):
+        return False
+    offers = registry.named(name, one)
+    return offers == registry.named(name, other)
+
+
+def _carries_name(part: Any, name: str) -> bool:
+    """Whether an instance or class that the code passes is the part that the command line names."""
+    spec = getattr(part, "spec", None)
+    return spec is not None and name.strip().lower() in spec.names

@@ -1,0 +1,133 @@
+"""The resolver: one choice after the other, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+from fabric_core.errors import ConfigurationError, DevicesError, UnsupportedError
+from fabric_core.plan import AUTO, Choice, Plan, Request
+from fabric_core.registry import Registry
+from fabric_core.resolve.asked import asked_choice, check_usable, logger_choice, sort_plugins, with_options
+from fabric_core.resolve.devices import choose as choose_devices
+from fabric_core.resolve.hardware import choose_accelerator, choose_environment
+from fabric_core.resolve.precisions import choose_precision
+from fabric_core.resolve.strategies import (
+    automatic_strategy,
+    check_strategy,
+    choose_launcher,
+    named_strategy,
+    situation,
+)
+from fabric_core.specs import AcceleratorSpec, CheckpointIOSpec, Detection, StrategySpec
+
+REFERENCE_CHECKPOINT_IO = "torch_file"
+
+
+def resolve(request: Request, registry: Registry) -> Plan:
+    """Decide every part of a job.
+
+    Args:
+        request: What was asked for.
+        registry: What is installed.
+
+    Returns:
+        The plan. Nothing has been built, and no device touched.
+
+    Raises:
+        FabricError: The request makes no sense, or cannot be had; each error says which and why.
+    """
+    plugins = sort_plugins(request.plugins, registry)
+    named = named_strategy(request, registry)
+    accelerator, inventory = choose_accelerator(request, registry, _strategy_spec(named))
+    environment, detected = choose_environment(plugins.get("cluster environment"), registry, request.environ)
+    num_nodes = _num_nodes(request, environment, detected)
+    started = detected.processes_per_node if detected else None
+    devices, why = choose_devices(request.devices, inventory, accelerator.name, started)
+    device_spec = cast(AcceleratorSpec, accelerator.spec)
+    strategy = named or automatic_strategy(
+        situation(len(devices), num_nodes, request.interactive and detected is None),
+        device_spec,
+        len(devices),
+        num_nodes,
+        registry,
+    )
+    warnings = check_strategy(strategy, device_spec, len(devices), num_nodes)
+    per_process = cast(StrategySpec, strategy.spec).processes == "per_device"
+    processes = (len(devices) if per_process else 1) * num_nodes
+    _check_started(detected, environment, processes // num_nodes, request)
+    options = dict(request.options)
+    plan = Plan(
+        accelerator=with_options(accelerator, options.get("accelerator")),
+        strategy=with_options(strategy, options.get("strategy")),
+        precision=with_options(
+            choose_precision(request.precision, plugins.get("precision"), strategy.spec, device_spec, registry),
+            options.get("precision"),
+        ),
+        cluster_environment=with_options(environment, options.get("cluster environment")),
+        checkpoint_io=with_options(_checkpoint_io(plugins, registry), options.get("checkpoint io")),
+        launcher=_launcher(plugins, strategy, request, registry, processes, detected),
+        loggers=tuple(with_options(logger_choice(logger, registry), None) for logger in request.loggers),
+        devices=devices,
+        num_nodes=num_nodes,
+        device_reason=why,
+        warnings=tuple(warnings),
+    )
+    for choice in plan:
+        check_usable(choice)
+    for veto in registry.check_plan(plan):
+        raise UnsupportedError(f"This plan cannot work: {veto}")
+    return plan
+
+
+def _strategy_spec(choice: Choice | None) -> StrategySpec | None:
+    return None if choice is None else cast(StrategySpec, choice.spec)
+
+
+def _num_nodes(request: Request, environment: Choice, detected: Detection | None) -> int:
+    asked, known = request.num_nodes, detected.num_nodes if detected else None
+    if asked == AUTO:
+        return known or 1
+    try:
+        num_nodes = int(asked)
+    except (TypeError, ValueError):
+        num_nodes = 0
+    if num_nodes < 1 or isinstance(asked, bool | float):
+        raise ConfigurationError(f"num_nodes={asked!r} has to be a whole number from 1, or 'auto'.")
+    if known is not None and known != num_nodes:
+        raise ConfigurationError(
+            f"num_nodes={num_nodes} was asked for, but the cluster environment {environment.name!r} has {known} "
+            "node(s). Leave num_nodes out to follow it, or start the job on that many nodes."
+        )
+    return num_nodes
+
+
+def _check_started(detected: Detection | None, environment: Choice, wanted: int, request: Request) -> None:
+    started = detected.processes_per_node if detected else None
+    if started is not None and started != wanted:
+        raise DevicesError(
+            f"devices={request.devices!r} asks for {wanted} process(es) on this node, but the cluster environment "
+            f"{environment.name!r} has started {started}. Start {wanted}, or leave devices out to follow what was "
+            "started."
+        )
+
+
+def _checkpoint_io(plugins: dict[str, Any], registry: Registry) -> Choice:
+    asked = plugins.get("checkpoint io")
+    if asked is not None:
+        return asked_choice(CheckpointIOSpec.kind, asked, registry)
+    return replace(asked_choice(CheckpointIOSpec.kind, REFERENCE_CHECKPOINT_IO, registry), reason="the default")
+
+
+def _launcher(
+    plugins: dict[str, Any],
+    strategy: Choice,
+    request: Request,
+    registry: Registry,
+    processes: int,
+    detected: Detection | None,
+) -> Choice | None:
+    choice = choose_launcher(
+        plugins.get("launcher"), strategy, request, registry, processes, started=detected is not None
+    )
+    return None if choice is None else with_options(choice, request.options.get("launcher"))

@@ -1,0 +1,127 @@
+"""Which strategy, and whether it can work with the accelerator and the devices."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fabric_core.errors import UnsupportedError, listing
+from fabric_core.plan import AUTO, Choice, Request
+from fabric_core.registry import Offer, Registry
+from fabric_core.registry.hints import situation_hint
+from fabric_core.resolve.asked import asked_choice, choice_of_offer, is_name
+from fabric_core.specs import AcceleratorSpec, LauncherSpec, Situation, StrategySpec
+
+
+def named_strategy(request: Request, registry: Registry) -> Choice | None:
+    """The strategy that the user asked for; ``None`` when the choice is left to us."""
+    asked = request.strategy
+    if is_name(asked) and asked.strip().lower() == AUTO:
+        return None
+    return asked_choice(StrategySpec.kind, asked, registry)
+
+
+def situation(devices: int, num_nodes: int, notebook: bool) -> Situation:
+    """What kind of job this is."""
+    if num_nodes > 1:
+        return "many_nodes"
+    if devices > 1:
+        return "notebook" if notebook else "many"
+    return "one"
+
+
+def automatic_strategy(
+    where: Situation, accelerator: AcceleratorSpec, devices: int, num_nodes: int, registry: Registry
+) -> Choice:
+    """The strategy for a situation: the accelerator's own wish first, then the best volunteer."""
+    size = f"{devices} device(s) on {num_nodes} node(s)"
+    wish = accelerator.strategies.get(where)
+    if wish is not None:
+        reason = f"auto: {accelerator.name!r} wants it for {size}"
+        return choice_of_offer(registry.one(StrategySpec.kind, wish), reason)
+    volunteers = [o for o in registry.offers(StrategySpec.kind) if where in _spec(o).volunteers_for]
+    fitting = [o for o in volunteers if not _overlap(_spec(o).rejects, accelerator)]
+    if not fitting:
+        raise UnsupportedError(
+            f"No installed strategy volunteers for {size} on {accelerator.name!r}. "
+            f"Installed: {listing(o.spec.name for o in registry.offers(StrategySpec.kind))}.{situation_hint(where)}"
+        )
+    best = max(_rank(offer, accelerator) for offer in fitting)
+    chosen = registry.only([offer for offer in fitting if _rank(offer, accelerator) == best], AUTO)
+    lost = tuple((o.spec.name, "volunteers with a lower priority") for o in fitting if o is not chosen)
+    return choice_of_offer(chosen, f"auto: volunteers for {size}", lost)
+
+
+def check_strategy(choice: Choice, accelerator: AcceleratorSpec, devices: int, num_nodes: int) -> list[str]:
+    """Refuse a strategy that cannot use the accelerator or the devices.
+
+    Returns:
+        Warnings: the pair is known to nobody.
+
+    Raises:
+        UnsupportedError: It cannot work.
+    """
+    spec = cast(StrategySpec, choice.spec)
+    if _overlap(spec.rejects, accelerator):
+        raise UnsupportedError(
+            f"The strategy {spec.name!r} cannot work with the accelerator {accelerator.name!r}: it rejects "
+            f"{listing(spec.rejects)}. Choose another strategy (strategy='auto'), or another accelerator."
+        )
+    total = devices * num_nodes
+    if spec.max_devices is not None and total > spec.max_devices:
+        raise UnsupportedError(
+            f"The strategy {spec.name!r} uses at most {spec.max_devices} device(s), but {devices} * {num_nodes} = "
+            f"{total} were asked for (devices * num_nodes). Ask for fewer, or let strategy='auto' choose."
+        )
+    if accelerator.max_devices is not None and devices > accelerator.max_devices:
+        raise UnsupportedError(
+            f"The accelerator {accelerator.name!r} can use at most {accelerator.max_devices} device(s) in one job; "
+            f"{devices} were asked for."
+        )
+    vouched = "*" in spec.supports or _overlap(spec.supports, accelerator)
+    if vouched or spec.name in accelerator.strategies.values():
+        return []
+    return [
+        f"Neither the strategy {spec.name!r} nor the accelerator {accelerator.name!r} says that they work together. "
+        "It is tried."
+    ]
+
+
+def choose_launcher(
+    asked: Any, strategy: Choice, request: Request, registry: Registry, processes: int, started: bool
+) -> Choice | None:
+    """The launcher; ``None`` when one process is enough, or something else has started them all."""
+    if started or (processes == 1 and asked is None):
+        return None
+    wanted = cast(StrategySpec, strategy.spec).launcher if asked is None else asked
+    if wanted is None:
+        return None
+    choice = asked_choice(LauncherSpec.kind, wanted, registry)
+    if request.interactive and not cast(LauncherSpec, choice.spec).interactive:
+        able = [o.spec.name for o in registry.offers(StrategySpec.kind) if _launches_anywhere(o, registry)]
+        raise UnsupportedError(
+            f"The strategy {strategy.name!r} starts its processes by running the script again, and here is no script "
+            f"(a notebook or a prompt). Strategies that work here: {listing(able)}. Then: fabric.launch(function)."
+        )
+    reason = f"plugins= names it ({wanted!r})" if asked is not None else f"{strategy.name!r} starts its processes so"
+    return Choice(choice.spec, choice.distribution, choice.version, reason, instance=choice.instance)
+
+
+def _launches_anywhere(offer: Offer, registry: Registry) -> bool:
+    launcher = _spec(offer).launcher
+    return any(
+        launcher in o.spec.names and cast(LauncherSpec, o.spec).interactive for o in registry.offers(LauncherSpec.kind)
+    )
+
+
+def _spec(offer: Offer) -> StrategySpec:
+    return cast(StrategySpec, offer.spec)
+
+
+def _rank(offer: Offer, accelerator: AcceleratorSpec) -> tuple[int, bool]:
+    spec = _spec(offer)
+    return spec.priority, "*" in spec.supports or _overlap(spec.supports, accelerator)
+
+
+def _overlap(names: tuple[str, ...], accelerator: AcceleratorSpec) -> bool:
+    own = {*accelerator.names, *(group.lower() for group in accelerator.groups)}
+    return any(name.lower() in own for name in names)

@@ -1,0 +1,52 @@
+"""Starting the ranks of one node and watching over them until the last has ended. Standard library only.
+
+Design, in the order of the files:
+
+- `failures`: how a rank tells why it failed: one file per rank in a private directory, stamped with the
+  system-wide monotonic clock, so that the *first* failure is known even when several are found at once.
+- `tracebacks`, `signals`, `entry`, `program`: what runs inside a rank. `enter_rank` ties its life to the
+  supervisor's and records how it ends; `program` runs the user's script as the real ``__main__``.
+- `children`, `outcome`, `watch`: the one supervision loop, for anything that is a `Child`.
+- `variables`, `network`, `launch`: the environment of a rank, the meeting point, and `run_ranks` over it all.
+
+The ranks stay in the supervisor's process group, so that the terminal's Ctrl-C and Ctrl-Z reach all of them, and
+they may read from it. The supervisor passes an interrupt on as well, in case it alone was interrupted; a rank
+therefore heeds the first and ignores the second. What is sent, and when:
+
+    a rank failed      to the others: after 0.25 s SIGTERM, after the grace period SIGKILL
+    SIGTERM, SIGHUP    passed on, after the grace period SIGKILL
+    Ctrl-C             SIGINT, after 1 s SIGTERM, after 2 s SIGKILL; a second Ctrl-C: SIGKILL at once
+
+``kill -9`` of the supervisor needs no code here: the ranks have asked the kernel to die with it
+(`fabric_core.orphans`), as loader workers should with their rank. The kernel means the *thread* that started
+them, which is why `supervise` both starts the children and waits for them.
+"""
+
+from __future__ import annotations
+
+from fabric_core.supervisor.children import Child, ProcessChild
+from fabric_core.supervisor.entry import enter_rank
+from fabric_core.supervisor.failures import Failure, error_directory, mark_failure
+from fabric_core.supervisor.launch import RankCommand, current_command, run_ranks
+from fabric_core.supervisor.network import listening_socket
+from fabric_core.supervisor.outcome import Outcome, raise_for_outcome, report
+from fabric_core.supervisor.variables import rank_variables
+from fabric_core.supervisor.watch import supervise
+
+__all__ = [
+    "Child",
+    "Failure",
+    "Outcome",
+    "ProcessChild",
+    "RankCommand",
+    "current_command",
+    "enter_rank",
+    "error_directory",
+    "listening_socket",
+    "mark_failure",
+    "raise_for_outcome",
+    "rank_variables",
+    "report",
+    "run_ranks",
+    "supervise",
+]

@@ -1,0 +1,189 @@
+"""Starting the ranks of this node as fresh interpreters that run a script or module."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fabric_core.errors import LaunchError
+from fabric_core.supervisor.children import Child
+from fabric_core.supervisor.failures import error_directory
+from fabric_core.supervisor.network import listening_socket, resolves_to_loopback
+from fabric_core.supervisor.outcome import report
+from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD, MODULE_FLAG, SUPERVISOR_PID, rank_variables
+from fabric_core.supervisor.watch import grace_seconds, supervise
+
+# Several nodes cannot ask each other for a free port before they have met.
+DEFAULT_MAIN_PORT = 29500
+
+
+@dataclass(frozen=True)
+class RankCommand:
+    """The program that every rank runs.
+
+    Attributes:
+        target: The path of a script (or of a folder or archive with a ``__main__``), or the name of a module.
+        is_module: Whether ``target`` is the name of a module, as after ``python -m``.
+        args: What the program finds in ``sys.argv[1:]``.
+    """
+
+    target: str
+    is_module: bool = False
+    args: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Find out before anything is started whether there is a script to run.
+
+        Raises:
+            LaunchError: There is none.
+        """
+        if not self.is_module and not os.path.exists(self.target):
+            raise LaunchError(
+                f"There is no script {self.target!r} in {os.getcwd()}. "
+                "Give the path of a file, or -m and the name of a module."
+            )
+
+    def argv(self) -> list[str]:
+        """The command line of a rank, with the interpreter's flags of this process (``-O``, ``-W``, ``-X`` …)."""
+        if not sys.executable:
+            raise LaunchError(
+                "Python does not know its own executable here, so no further process can be started."
+            )
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        if getattr(sys.stdout, "write_through", False):
+            flags.append("-u")
+        module = [MODULE_FLAG] if self.is_module else []
+        return [sys.executable, *flags, "-m", "fabric_core.rank", *module, self.target, *self.args]
+
+
+def current_command() -> RankCommand:
+    """The program that is running now, so that it can be started again.
+
+    Raises:
+        LaunchError: This is an interactive session, or code that came from no file.
+    """
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    args = tuple(sys.argv[1:])
+    if spec is not None and spec.name != "__main__":
+        return RankCommand(spec.name.removesuffix(".__main__"), True, args)
+    if spec is not None:
+        return RankCommand(sys.argv[0], False, args)
+    if file is None or not os.path.exists(file):
+        raise LaunchError(
+            "The running program cannot be started again, because it is no script: this is an interactive "
+            "session, a notebook, or code given by -c. Put it into a file, or choose a launcher that forks."
+        )
+    # The path as it was typed, unless the program has changed its folder or its arguments since.
+    typed = os.path.abspath(sys.argv[0]) == os.path.abspath(file)
+    return RankCommand(sys.argv[0] if typed else file, False, args)
+
+
+def run_ranks(
+    command: RankCommand,
+    *,
+    num_processes: int,
+    node_rank: int = 0,
+    num_nodes: int = 1,
+    main_address: str = "127.0.0.1",
+    main_port: int | None = None,
+    env: Mapping[str, str] | None = None,
+    grace: float | None = None,
+) -> int:
+    """Run a program on every rank of this node and wait for all of them. Called once per node, in the parent.
+
+    On the node of global rank 0 the port is opened before any process is started, on ``main_address`` alone,
+    and handed to global rank 0 as the file descriptor ``FABRIC_LISTEN_FD``. The environment of the caller is
+    not changed.
+
+    Args:
+        command: What to run.
+        num_processes: How many ranks this node has.
+        node_rank: The number of this node.
+        num_nodes: How many nodes there are, each with ``num_processes`` ranks.
+        main_address: Where global rank 0 is; as seen from all nodes.
+        main_port: Where it listens. Default: any free port on a single node, 29500 on several.
+        env: More environment variables for the ranks.
+        grace: Seconds between SIGTERM and SIGKILL (default: ``FABRIC_GRACE_SECONDS``, else 10).
+
+    Returns:
+        The exit code: that of the first failing rank (128 + N when signal N ended it), 130 after Ctrl-C,
+        else 0. What went wrong has been written to ``sys.stderr``.
+
+    Raises:
+        LaunchError: Nothing was started: no such script, a port that is taken, numbers that make no sense.
+    """
+    _check_numbers(num_processes, node_rank, num_nodes, main_port)
+    command.check()
+    grace = grace_seconds(grace)
+    port = main_port if main_port is not None or num_nodes == 1 else DEFAULT_MAIN_PORT
+    listener = _meeting_point(main_address, port, num_nodes) if node_rank == 0 else None
+    port = port if listener is None else listener.getsockname()[1]
+    assert port is not None, "a single node always listens"
+    environ = {**os.environ, **(env or {})}
+    environ.pop(LISTEN_FD, None)
+    with error_directory() as error_dir:
+        environ |= {ERROR_DIR: error_dir, SUPERVISOR_PID: str(os.getpid())}
+        variables = [
+            rank_variables(
+                local_rank,
+                num_processes=num_processes,
+                main_port=port,
+                main_address=main_address,
+                node_rank=node_rank,
+                num_nodes=num_nodes,
+                environ=environ,
+            )
+            for local_rank in range(num_processes)
+        ]
+        ranks = _start(command.argv(), [{**environ, **own} for own in variables], listener)
+        outcome = supervise(ranks, error_dir=error_dir, grace=grace)
+    report(outcome)
+    return outcome.exit_code
+
+
+def _start(
+    argv: list[str], environments: list[dict[str, str]], listener: socket.socket | None
+) -> Iterator[tuple[int, Child]]:
+    """Start one process per environment; the first gets the listening socket, which is then closed here."""
+    fds: tuple[int, ...] = ()
+    if listener is not None and os.name == "posix":
+        fds = (listener.fileno(),)
+        environments[0][LISTEN_FD] = str(listener.fileno())
+    try:
+        for environment in environments:
+            yield int(environment["RANK"]), subprocess.Popen(argv, env=environment, pass_fds=fds)
+            fds = ()
+    finally:
+        if listener is not None:
+            listener.close()
+
+
+def _meeting_point(address: str, port: int | None, num_nodes: int) -> socket.socket | None:
+    """The socket for global rank 0, or ``None`` when rank 0 has to open one that other machines can reach."""
+    if num_nodes > 1 and resolves_to_loopback(address):
+        return None
+    listener = listening_socket(address, port)
+    if listener is None and num_nodes == 1:
+        raise LaunchError(
+            f"The main address {address} does not belong to this machine, and there is only one node. "
+            "Leave main_address (--main-address) out, or set num_nodes (--num-nodes) and node_rank (--node-rank)."
+        )
+    return listener
+
+
+def _check_numbers(num_processes: int, node_rank: int, num_nodes: int, main_port: int | None) -> None:
+    if num_processes < 1 or num_nodes < 1:
+        raise LaunchError(
+            f"Cannot start {num_processes} processes on {num_nodes} nodes: both must be 1 or more."
+        )
+    if not 0 <= node_rank < num_nodes:
+        raise LaunchError(
+            f"The node rank is {node_rank}, but with {num_nodes} nodes it must be 0 to {num_nodes - 1}."
+        )
+    if main_port is not None and not 1 <= main_port <= 65535:
+        raise LaunchError(f"The main port is {main_port}, but must be from 1 to 65535. Leave it out for a free one.")

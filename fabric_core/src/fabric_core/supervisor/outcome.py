@@ -1,0 +1,99 @@
+"""How a launch ended, and how that is told: to a terminal, or as an exception."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TextIO
+
+from fabric_core.errors import LaunchError, RankFailedError
+from fabric_core.supervisor.failures import Failure
+from fabric_core.supervisor.signals import SIGINT, SIGKILL
+
+_MOST_LINES = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the ranks of this node ended.
+
+    Attributes:
+        exit_code: The first failing rank's; 128 + N when the supervisor was ended by signal N; else 0.
+        first: The failure that came first.
+        later: Failures of other ranks, in their order. Ranks that the supervisor ended are not among them.
+        signum: The signal that the supervisor was ended by.
+        undead: Process ids that not even SIGKILL has ended.
+    """
+
+    exit_code: int = 0
+    first: Failure | None = None
+    later: tuple[Failure, ...] = ()
+    signum: int | None = None
+    undead: tuple[int, ...] = ()
+
+
+def report(outcome: Outcome, stream: TextIO | None = None) -> None:
+    """Write what the user has to know to ``stream`` (default: ``sys.stderr``). The first traceback comes last."""
+    stream = stream or sys.stderr
+    text = "".join(f"fabric: {line}\n" for line in _lines(outcome)) + _text(outcome)
+    if text and stream is not None:
+        stream.write(text)
+        stream.flush()
+
+
+def raise_for_outcome(outcome: Outcome) -> None:
+    """Raise what a launch inside a living program ends with; return when all ranks succeeded.
+
+    Raises:
+        RankFailedError: A rank failed. The message ends with its traceback.
+        KeyboardInterrupt: The launch was interrupted.
+        LaunchError: The launch was ended by a signal which this program then survived.
+    """
+    if outcome.first is not None:
+        message = "\n".join([*_lines(outcome), _text(outcome)]).strip()
+        raise RankFailedError(
+            f"{message[0].upper()}{message[1:]}", rank=outcome.first.rank, exit_code=outcome.exit_code
+        )
+    if outcome.signum == SIGINT:
+        raise KeyboardInterrupt
+    if outcome.signum is not None:
+        signal.raise_signal(outcome.signum)
+        raise LaunchError(f"All ranks were ended, because this process received {_name(outcome.signum)}.")
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    lines = [
+        f"process {pid} does not end, not even by SIGKILL; a device or file system may hang"
+        for pid in outcome.undead
+    ]
+    if outcome.signum is not None:
+        lines.append("interrupted" if outcome.signum == SIGINT else f"ended by {_name(outcome.signum)}")
+    first = outcome.first
+    if first is None or (first.shown and not outcome.later):
+        return lines
+    told = outcome.later[:_MOST_LINES]
+    lines += [f"rank {failure.rank} then failed: {failure.summary}" for failure in told]
+    if len(outcome.later) > len(told):
+        lines.append(f"{len(outcome.later) - len(told)} more ranks then failed")
+    return [*lines, f"rank {first.rank} failed{' first' if told else ''}: {first.summary}"]
+
+
+def _text(outcome: Outcome) -> str:
+    """The traceback of the first failure, unless the user has seen it."""
+    return "" if outcome.first is None or outcome.first.shown else outcome.first.text
+
+
+def died_of(status: int) -> str:
+    """One line about a process that ended without a word."""
+    if status >= 0:
+        return f"exited with code {status}"
+    hint = " (the system may have run out of memory: see dmesg)" if -status == SIGKILL else ""
+    return f"killed by {_name(-status)}{hint}"
+
+
+def _name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"

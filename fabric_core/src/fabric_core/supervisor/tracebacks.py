@@ -1,0 +1,50 @@
+"""What a user sees of an exception: their own frames, in the form that they have chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import traceback
+from types import TracebackType
+
+_LONGEST_SUMMARY = 200
+
+
+def strip_plumbing(error: BaseException) -> None:
+    """Let the traceback of ``error`` start at the user's first frame.
+
+    Frames that lead to the user's code say so themselves, by a local variable ``__tracebackhide__``.
+    """
+    entry = error.__traceback__
+    while entry is not None and _is_plumbing(entry):
+        entry = entry.tb_next
+    error.__traceback__ = entry
+
+
+def _is_plumbing(entry: TracebackType) -> bool:
+    frame = entry.tb_frame
+    return "__tracebackhide__" in frame.f_locals or frame.f_code.co_filename.startswith("<frozen importlib")
+
+
+def summary_of(error: BaseException) -> str:
+    """``ValueError: the first line of the message``."""
+    name = type(error).__qualname__
+    lines = "".join(traceback.format_exception_only(type(error), error)).splitlines()
+    line = next((line for line in lines if name in line), name)
+    return line if len(line) <= _LONGEST_SUMMARY else f"{line[:_LONGEST_SUMMARY]}…"
+
+
+def text_of(error: BaseException, *, by_hook: bool) -> str:
+    """The traceback of ``error``; where the program has set a ``sys.excepthook`` of its own, as that shows it."""
+    if by_hook and sys.excepthook is not sys.__excepthook__:
+        with contextlib.redirect_stderr(io.StringIO()) as shown:
+            show(error)
+        if shown.getvalue():
+            return shown.getvalue()
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def show(error: BaseException) -> None:
+    """Show ``error`` as the interpreter would."""
+    sys.excepthook(type(error), error, error.__traceback__)

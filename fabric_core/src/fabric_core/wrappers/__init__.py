@@ -1,0 +1,1 @@
+"""What ``setup`` hands back: the user's own objects, seen through the strategy."""
