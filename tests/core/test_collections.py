@@ -137,7 +137,7 @@ def test_every_mapping_keeps_its_type_and_the_original_is_untouched(data: Any) -
 def test_a_mapping_that_cannot_be_rebuilt_is_an_error_that_names_it_unless_nothing_changes() -> None:
     data = Unbuildable(tensor(), 2)
     assert move_to_device(data, "cpu") is data
-    with pytest.raises(WrongTypeError, match="Unbuildable.*to\\(device\\)") as caught:
+    with pytest.raises(WrongTypeError, match=r"Unbuildable.*to\(device\)") as caught:
         move_to_device(data, META)
     assert isinstance(caught.value, FabricError)
 
@@ -177,7 +177,12 @@ def test_frozen_dataclasses_move_with_and_without_slots() -> None:
 
 
 def test_a_class_is_no_batch_even_if_its_instances_are() -> None:
-    assert move_to_device([Batch, Movable, int], META) == [Batch, Movable, int]
+    @dataclasses.dataclass
+    class Default:
+        image: Any = tensor()  # noqa: RUF009 - a tensor as an attribute of the class
+
+    classes = [Default, Batch, Movable, int]
+    assert move_to_device(classes, META) is classes
 
 
 def test_list_subclasses_keep_their_class_and_attributes() -> None:
@@ -249,6 +254,8 @@ def test_a_tensor_from_another_device_moves_to_the_host_too() -> None:
             return ("moved", torch.device(device).type)
 
     assert mover("cpu")([torch.ones(1).as_subclass(Recording), tensor()])[0] == ("moved", "cpu")
+    with pytest.raises(NotImplementedError, match="copy out of meta"):
+        mover("cpu")([tensor(), torch.ones(1, device=META)])
 
 
 def test_copies_block_unless_the_device_has_streams(monkeypatch: pytest.MonkeyPatch) -> None:

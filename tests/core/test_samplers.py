@@ -79,7 +79,7 @@ class Buckets(BatchSampler):
             yield list(range(starts[position], min(starts[position] + 3, self.size)))
 
     def __len__(self) -> int:
-        return -(-self.size // 3)
+        return (self.size + 2) // 3
 
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
@@ -444,9 +444,9 @@ def test_a_loader_that_would_go_on_with_all_the_data_is_refused() -> None:
         def batch_sampler(self, value: Any) -> None:
             pass
 
-    with pytest.raises(ConfigurationError, match="KeepsIterator.*'running'.*use_distributed_sampler=False"):
+    with pytest.raises(ConfigurationError, match=r"KeepsIterator.*'running'.*use_distributed_sampler=False"):
         shard_loader(KeepsIterator(range(4)), num_replicas=2, rank=0)
-    with pytest.raises(ConfigurationError, match="Computes.*'batch_sampler'"):
+    with pytest.raises(ConfigurationError, match=r"Computes.*'batch_sampler'"):
         shard_loader(Computes(range(2)), num_replicas=2, rank=0)
 
 

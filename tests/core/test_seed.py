@@ -160,6 +160,8 @@ def test_a_worker_takes_a_seed_of_64_bits() -> None:
     first = draw()
     seed_worker(2**64 - 2)
     assert all(a != b for a, b in zip(first, draw(), strict=True))
+    seed_worker(2**63 - 1)  # of which PyTorch's CPU generator sees the lower half only
+    assert all(a != b for a, b in zip(first[:2], draw()[:2], strict=True))
     seed_worker(2**64 - 1)
     assert draw() == first
 
@@ -172,8 +174,7 @@ def test_a_context_has_streams_of_its_own_and_leaves_the_others_alone() -> None:
     with seeded_rng(8):
         inside = draw()
     with pytest.raises(KeyError), seeded_rng(8):
-        draw()
-        raise KeyError
+        {}[str(draw())]
     assert draw() == expected[1]
     with seeded_rng(8):
         assert draw() == inside
@@ -188,6 +189,13 @@ def test_a_context_that_is_entered_again_goes_on() -> None:
     draw()
     with streams:
         assert [first, draw()] == expected
+
+
+def test_every_device_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    touched: list[int] = []
+    monkeypatch.setattr(torch, "manual_seed", touched.append)  # which sees to all devices
+    seed_everything(6)
+    assert touched == [6]
 
 
 def test_the_streams_of_the_devices_are_not_touched_by_a_context(monkeypatch: pytest.MonkeyPatch) -> None:

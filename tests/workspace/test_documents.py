@@ -75,6 +75,18 @@ def test_the_commands_in_the_documents_exist(documents: dict[Path, str], root: P
     assert {"demo", "test"} <= named <= targets
 
 
+def scripts_of(document: str) -> list[str]:
+    """The names of the blocks of a document that are whole programs."""
+    path = Path(__file__).parents[2] / document
+    return [name for name in named_blocks(path) if name.endswith(".py") and "/" not in name]
+
+
+@pytest.mark.parametrize("name", scripts_of("docs/guide.md"))
+def test_the_programs_of_the_guide_run(name: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(named_blocks(root / "docs" / "guide.md")[name], encoding="utf-8")
+    assert run(name, cwd=tmp_path).strip()
+
+
 def test_the_example_of_the_readme_trains(root: Path, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(named_blocks(root / "README.md")["train.py"], encoding="utf-8")
     printed = run("train.py", cwd=tmp_path)

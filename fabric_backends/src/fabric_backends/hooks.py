@@ -16,28 +16,43 @@ from fabric_core import (
 
 DDP = "fabric_backends.strategies.ddp:DDPStrategy"
 
+DEVICE_TYPES = ("xpu", "hpu", "npu", "mtia", "maia")
+"""Device types of PyTorch that can be asked for by name; ``torch_accelerator`` stands for every other."""
+
+MPS = AcceleratorSpec(
+    "mps",
+    "fabric_backends.accelerators.mps:MPSAccelerator",
+    probe="fabric_backends.accelerators.probes:mps",
+    priority=20,
+    groups=("gpu",),
+    max_devices=1,
+    description="the GPU of an Apple computer",
+)
+TORCH_ACCELERATOR = AcceleratorSpec(
+    "torch_accelerator",
+    "fabric_backends.accelerators.generic:TorchAccelerator",
+    probe="fabric_backends.accelerators.probes:torch_accelerator",
+    priority=10,
+    groups=("gpu",),
+    description="any other device that the installed PyTorch knows, through torch.accelerator",
+)
+
 
 @hookimpl
 def fabric_accelerators() -> Iterator[AcceleratorSpec]:
-    """Apple's GPU by name, and whatever else the installed PyTorch has a device for."""
-    yield AcceleratorSpec(
-        "mps",
-        "fabric_backends.accelerators.mps:MPSAccelerator",
-        probe="fabric_backends.accelerators.probes:mps",
-        priority=20,
-        groups=("gpu",),
-        max_devices=1,
-        description="the GPU of an Apple computer",
-    )
-    yield AcceleratorSpec(
-        "torch_accelerator",
-        "fabric_backends.accelerators.generic:TorchAccelerator",
-        probe="fabric_backends.accelerators.probes:torch_accelerator",
-        aliases=("xpu", "hpu", "npu", "mtia", "maia"),
-        priority=10,
-        groups=("gpu",),
-        description="any device that the installed PyTorch knows, through torch.accelerator",
-    )
+    """Apple's GPU, the devices of PyTorch by name, and whatever else the installed PyTorch has a device for."""
+    yield MPS
+    for device_type in DEVICE_TYPES:
+        yield AcceleratorSpec(
+            device_type,
+            TORCH_ACCELERATOR.target,
+            options={"device_type": device_type},
+            probe=f"fabric_backends.accelerators.probes:{device_type}",
+            priority=10,
+            groups=("gpu",),
+            description=f"devices of PyTorch's type {device_type!r}, through torch.accelerator",
+        )
+    yield TORCH_ACCELERATOR
 
 
 @hookimpl

@@ -57,7 +57,9 @@ class Accumulation:
     def enter(self, key: tuple[int, ...], every: int) -> Iterator[Window]:
         """Run one micro-batch in the window of ``key``; when it fails, it does not count."""
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ConfigurationError(f"accumulate(every={every!r}) has to be a whole number of batches, from 1.")
+            raise ConfigurationError(
+                f"accumulate(every={every!r}) has to be a whole number of batches, from 1."
+            )
         window = self._windows.setdefault(key, Window(length=0))
         self._measure(window, every)
         outer, self.active = self.active, window

@@ -48,7 +48,13 @@ def build(plan: Plan) -> Parts:
     precision.attach(devices[0])
     strategy.attach(
         Surroundings(
-            accelerator, precision, environment, checkpoint_io, devices, plan.processes_per_node, plan.num_nodes
+            accelerator,
+            precision,
+            environment,
+            checkpoint_io,
+            devices,
+            plan.processes_per_node,
+            plan.num_nodes,
         )
     )
     launcher = None if plan.launcher is None else make(plan.launcher)

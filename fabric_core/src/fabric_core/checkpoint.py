@@ -12,7 +12,13 @@ from torch.optim import Optimizer
 
 from fabric_core.contracts.precision import Precision
 from fabric_core.contracts.strategy import Strategy
-from fabric_core.errors import CheckpointError, CheckpointKeyError, ConfigurationError, WrongTypeError, listing
+from fabric_core.errors import (
+    CheckpointError,
+    CheckpointKeyError,
+    ConfigurationError,
+    WrongTypeError,
+    listing,
+)
 from fabric_core.wrappers.face import unwrap
 
 OWN_KEY = "__fabric__"
@@ -67,7 +73,11 @@ def collect(state: Any, strategy: Strategy, precision: Precision, keep: Filter |
 
 
 def restore(
-    checkpoint: dict[str, Any], state: MutableMapping[str, Any], strategy: Strategy, precision: Precision, strict: bool
+    checkpoint: dict[str, Any],
+    state: MutableMapping[str, Any],
+    strategy: Strategy,
+    precision: Precision,
+    strict: bool,
 ) -> dict[str, Any]:
     """Put a checkpoint back into a state, in place. Called on every rank.
 
@@ -78,7 +88,9 @@ def restore(
         CheckpointKeyError: ``strict``, and the checkpoint lacks something. Nothing has been restored then.
     """
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"The checkpoint holds a {type(checkpoint).__name__}, not a dictionary of states.")
+        raise CheckpointError(
+            f"The checkpoint holds a {type(checkpoint).__name__}, not a dictionary of states."
+        )
     missing = [key for key in state if key not in checkpoint]
     if missing and strict:
         raise CheckpointKeyError(
@@ -119,7 +131,9 @@ def _restored(value: Any, saved: Any, strategy: Strategy, strict: bool) -> Any:
         restore_raw(saved, value, strategy, strict)
         return value
     if type(value) is dict and any(map(_is_stateful, value.values())):
-        return {key: _restored(entry, saved.get(key, entry), strategy, strict) for key, entry in value.items()}
+        return {
+            key: _restored(entry, saved.get(key, entry), strategy, strict) for key, entry in value.items()
+        }
     if _is_stateful(value):
         value.load_state_dict(saved)
         return value
@@ -134,7 +148,9 @@ def _is_stateful(value: Any) -> bool:
 
 def _filtered(key: str, collected: dict[str, Any], wanted: Callable[[str, Any], bool]) -> dict[str, Any]:
     if key not in collected:
-        raise ConfigurationError(f"filter= names {key!r}, but the state has only {listing(map(repr, collected))}.")
+        raise ConfigurationError(
+            f"filter= names {key!r}, but the state has only {listing(map(repr, collected))}."
+        )
     if not callable(wanted):
         raise WrongTypeError(f"filter[{key!r}] has to be a function of a name and a value, not {wanted!r}.")
     if not isinstance(collected[key], Mapping):

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from fabric_core.contracts.strategy import Store
 from fabric_core.errors import PlanMismatchError
 
+ADVICE = "Install the same distributions in the same versions on every node, and start every rank with the same flags."
+
 _numbers = itertools.count()
 """One number per comparison in this process; ranks compare in the same order, so it is the same on all of them."""
 
@@ -56,12 +58,8 @@ def compare(posted: list[dict[str, dict[str, str]]]) -> str:
         ]
         if lines:
             differing = sum(entry["plan"] != first["plan"] for entry in posted)
-            return "\n".join(
-                [
-                    f"The ranks of this job decided differently: {differing} of {len(posted)} differ from rank 0.",
-                    *lines,
-                    "Install the same distributions in the same versions on every node, and start every rank with the "
-                    "same flags.",
-                ]
+            head = (
+                f"The ranks of this job decided differently: {differing} of {len(posted)} differ from rank 0."
             )
+            return "\n".join([head, *lines, ADVICE])
     return ""

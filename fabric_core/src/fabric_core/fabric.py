@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from fabric_core import checkpoint as checkpoints
 from fabric_core.accumulation import Accumulation, Window
 from fabric_core.build import build
-from fabric_core.collectives import averageable, each_tensor, reduce_op as reduce_op_named
+from fabric_core.collectives import averageable, each_tensor
+from fabric_core.collectives import reduce_op as reduce_op_named
 from fabric_core.consensus import check_same_plan
 from fabric_core.contracts.accelerator import Accelerator
 from fabric_core.contracts.strategy import Strategy
@@ -342,7 +343,9 @@ class Fabric:
     ) -> FabricModule:
         """Make a model ready without an optimizer, for inference or with `setup_optimizers`. As `setup`."""
         self._refuse_apart("setup_module")
-        wrapped: FabricModule = self.setup(module, move_to_device=move_to_device, _reapply_compile=_reapply_compile)
+        wrapped: FabricModule = self.setup(
+            module, move_to_device=move_to_device, _reapply_compile=_reapply_compile
+        )
         return wrapped
 
     def setup_optimizers(self, *optimizers: Optimizer) -> Any:
@@ -359,7 +362,9 @@ class Fabric:
         check_not_wrapped("setup_optimizers", *optimizers)
         for optimizer in optimizers:
             check_parameters(optimizer)
-        wrapped = tuple(self._wrap_optimizer(self.strategy.setup_optimizer(optimizer)) for optimizer in optimizers)
+        wrapped = tuple(
+            self._wrap_optimizer(self.strategy.setup_optimizer(optimizer)) for optimizer in optimizers
+        )
         return wrapped[0] if len(wrapped) == 1 else wrapped
 
     def setup_dataloaders(
@@ -584,7 +589,10 @@ class Fabric:
             The window; its ``is_full`` tells whether optimizers step in this micro-batch.
         """
         models = [model] if isinstance(model, nn.Module) else list(model)
-        with self._accumulation.enter(tuple(id(unwrap(m)) for m in models), every) as window, ExitStack() as stack:
+        with (
+            self._accumulation.enter(tuple(id(unwrap(m)) for m in models), every) as window,
+            ExitStack() as stack,
+        ):
             for each in models:
                 if window.correction != 1.0:
                     self.strategy.scale_gradients(unwrap(each), window.correction)
@@ -623,7 +631,7 @@ class Fabric:
         return result
 
     def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
-        """Collect tensors or numbers from every rank. Called on every rank (of ``group``).
+        r"""Collect tensors or numbers from every rank. Called on every rank (of ``group``).
 
         Args:
             data: A tensor of any shape S, the same on every rank, a number, or a collection of them.
@@ -631,7 +639,7 @@ class Fabric:
             sync_grads: Let gradients flow back to the ranks.
 
         Returns:
-            The same collection, each tensor of shape (ranks, \\*S), in rank order; with one rank too.
+            The same collection, each tensor of shape (ranks, \*S), in rank order; with one rank too.
         """
         self._require_launched("all_gather")
         gather = self.strategy.all_gather
@@ -681,7 +689,9 @@ class Fabric:
             store.wait([key], FOREVER)
             failure = store.get(key).decode()
             if failure:
-                raise SetupError(f"rank_zero_first: rank 0 failed in the block, so it is not run here. {failure}")
+                raise SetupError(
+                    f"rank_zero_first: rank 0 failed in the block, so it is not run here. {failure}"
+                )
             yield
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -862,8 +872,8 @@ def _check_function(function: Any) -> None:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if not any(p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL) for p in parameters):
         raise WrongTypeError(
-            f"fabric.launch({getattr(function, '__name__', function)!s}) calls the function with the Fabric as its first "
-            "argument, and it takes none. Write: def function(fabric): …"
+            f"fabric.launch({getattr(function, '__name__', function)!s}) calls the function with the Fabric as its "
+            "first argument, and it takes none. Write: def function(fabric): …"
         )
 
 

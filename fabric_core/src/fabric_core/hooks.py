@@ -21,6 +21,7 @@ def fabric_accelerators() -> Iterator[AcceleratorSpec]:
         "cpu",
         "fabric_core.parts.cpu:CPUAccelerator",
         probe="fabric_core.parts.cpu:probe",
+        priority=-100,
         description="the CPU; a device is a process",
     )
 

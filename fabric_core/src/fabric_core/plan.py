@@ -80,7 +80,8 @@ class Choice:
     @property
     def identity(self) -> str:
         """Name, distribution and version: what has to be the same on every rank."""
-        return f"{self.name} (from {self.distribution} {self.version})"
+        origin = f"from {self.distribution} {self.version}" if self.version else self.distribution
+        return f"{self.name} ({origin})"
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,18 @@ class Plan:
         The device indices are left out, because the nodes of a cluster may number them differently; so are the
         launcher and the loggers, which are each rank's own business.
         """
-        shared = (self.accelerator, self.strategy, self.precision, self.cluster_environment, self.checkpoint_io)
-        options = {f"{part.kind} options": _plain(part.options) for part in shared if part.options}
+        shared = (
+            self.accelerator,
+            self.strategy,
+            self.precision,
+            self.cluster_environment,
+            self.checkpoint_io,
+        )
+        options = {
+            f"{part.kind} options": json.dumps(plain(part.options), sort_keys=True)
+            for part in shared
+            if part.options
+        }
         sizes = {"processes per node": str(self.processes_per_node), "number of nodes": str(self.num_nodes)}
         return {part.kind: part.identity for part in shared} | options | sizes
 
@@ -156,7 +167,7 @@ class Plan:
                     "target": part.spec.target_name,
                     "distribution": part.distribution,
                     "version": part.version,
-                    "options": json.loads(_plain(part.options)),
+                    "options": plain(part.options),
                     "reason": part.reason,
                     "lost": [{"name": name, "reason": reason} for name, reason in part.lost],
                 }
@@ -171,10 +182,15 @@ class Plan:
         }
 
 
-def _plain(options: Mapping[str, Any]) -> str:
-    return json.dumps(dict(options), sort_keys=True, default=_type_name)
-
-
-def _type_name(value: Any) -> str:
-    """Objects are told apart by type alone: an address would differ on every rank."""
-    return f"<{type(value).__module__}.{type(value).__qualname__}>"
+def plain(value: Any) -> Any:
+    """A value as plain data. Objects are told apart by type alone: an address would differ on every rank."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, set | frozenset):
+        return sorted((plain(entry) for entry in value), key=str)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"<{named.__module__}.{named.__qualname__}>"

@@ -81,7 +81,9 @@ def replace_deprecated(code: dict[str, Any], deprecated: Mapping[str, Any]) -> N
         accelerator = accelerator_of_argument(name) if devices else AUTO
         taken = [flag for flag in ("accelerator", "devices") if code[flag] != DEFAULTS[flag]]
         if taken:
-            raise ConfigurationError(f"{name}={devices!r} is an old way to give {' and '.join(taken)}; keep the new one.")
+            raise ConfigurationError(
+                f"{name}={devices!r} is an old way to give {' and '.join(taken)}; keep the new one."
+            )
         warnings.warn(
             f"{name}={devices!r} is deprecated. Write accelerator={accelerator!r}, devices={devices!r}.",
             DeprecationWarning,

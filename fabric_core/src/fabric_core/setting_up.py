@@ -50,7 +50,8 @@ def without_compile(model: nn.Module, reapply: bool) -> tuple[nn.Module, Callabl
     if compiled is None or not isinstance(model, compiled):
         return model, _unchanged
     context: Any = model.dynamo_ctx
-    return model._orig_mod, (context if reapply else _unchanged)  # type: ignore[return-value]
+    original: Any = model._orig_mod
+    return original, (context if reapply else _unchanged)
 
 
 def _unchanged(module: nn.Module) -> nn.Module:

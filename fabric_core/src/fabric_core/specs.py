@@ -117,7 +117,11 @@ class PartSpec:
     @property
     def target_name(self) -> str:
         """The target as ``"package.module:Class"``, also when it is a class already."""
-        return self.target if isinstance(self.target, str) else f"{self.target.__module__}:{self.target.__qualname__}"
+        return (
+            self.target
+            if isinstance(self.target, str)
+            else f"{self.target.__module__}:{self.target.__qualname__}"
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,12 @@ class AcceleratorSpec(PartSpec):
         right = isinstance(self.probe, str) or callable(self.probe)
         _demand(self, "probe", right, "'package.module:function' or a function")
         _demand(self, "priority", _is_number(self.priority), "a whole number")
-        _demand(self, "strategies", set(self.strategies) <= set(SITUATIONS), f"a dictionary with keys of {SITUATIONS}")
+        _demand(
+            self,
+            "strategies",
+            set(self.strategies) <= set(SITUATIONS),
+            f"a dictionary with keys of {SITUATIONS}",
+        )
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,12 @@ class StrategySpec(PartSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _demand(self, "volunteers_for", set(self.volunteers_for) <= set(SITUATIONS), f"a tuple of some of {SITUATIONS}")
+        _demand(
+            self,
+            "volunteers_for",
+            set(self.volunteers_for) <= set(SITUATIONS),
+            f"a tuple of some of {SITUATIONS}",
+        )
         _demand(self, "priority", _is_number(self.priority), "a whole number")
         _demand(self, "processes", self.processes in ("per_device", "single"), "'per_device' or 'single'")
 

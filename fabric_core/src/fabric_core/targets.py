@@ -23,7 +23,9 @@ def import_target(target: Any, asked_by: str) -> Any:
         return target
     module_name, colon, attribute = target.partition(":")
     if not (module_name and colon and attribute):
-        raise ConfigurationError(f"{target!r}, named by {asked_by}, is not of the form 'package.module:Name'.")
+        raise ConfigurationError(
+            f"{target!r}, named by {asked_by}, is not of the form 'package.module:Name'."
+        )
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):

@@ -28,5 +28,5 @@ class Accelerator(Part):
             index: One of the indices that the probe listed.
         """
 
-    def setup_device(self, device: torch.device) -> None:  # noqa: B027
+    def setup_device(self, device: torch.device) -> None:
         """Make ``device`` the current one of this process. Called on every rank, once, before anything runs on it."""

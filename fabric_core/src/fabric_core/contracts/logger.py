@@ -29,13 +29,13 @@ class Logger(Part):
             step: The training step that they belong to; ``None`` when the user gave none.
         """
 
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # noqa: B027
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """Record the settings of the run."""
 
-    def save(self) -> None:  # noqa: B027
+    def save(self) -> None:
         """Write what is held back. Called by ``Fabric.close``."""
 
-    def finalize(self, status: str) -> None:  # noqa: B027
+    def finalize(self, status: str) -> None:
         """End the run. Called once, by ``Fabric.close``.
 
         Args:

@@ -37,6 +37,9 @@ class Precision(Part):
         """Convert the weights. Called on every rank by ``setup``, before the module moves to the device."""
         return module
 
+    def setup_optimizer(self, optimizer: Optimizer) -> None:
+        """Learn of an optimizer. Called on every rank by ``setup``, with what `optimizer_step` will be given."""
+
     def init_context(self) -> AbstractContextManager[Any]:
         """A context in which new parameters and tensors get the dtype of the weights."""
         return nullcontext()
@@ -77,7 +80,9 @@ class Precision(Part):
     def unscale_gradients(self, optimizer: Optimizer) -> None:
         """Bring the gradients of one optimizer to their true size before they are looked at (clipping)."""
 
-    def optimizer_step(self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
+    def optimizer_step(
+        self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None
+    ) -> Any:
         """Step one optimizer. Called on every rank.
 
         Args:

@@ -128,7 +128,7 @@ class Strategy(Part):
         """
         import torch
 
-        from fabric_core.parts.empty_init import skip_init
+        from fabric_core.empty_init import skip_init
 
         return _both(torch.device(self.root_device), skip_init() if empty_init else nullcontext())
 
@@ -152,7 +152,11 @@ class Strategy(Part):
         self, module: nn.Module, optimizers: list[Optimizer], scheduler: Any = None
     ) -> tuple[nn.Module, list[Optimizer], Any]:
         """Make a model, its optimizers and a scheduler ready together. Called on every rank, in the same order."""
-        return self.setup_module(module), [self.setup_optimizer(optimizer) for optimizer in optimizers], scheduler
+        return (
+            self.setup_module(module),
+            [self.setup_optimizer(optimizer) for optimizer in optimizers],
+            scheduler,
+        )
 
     @property
     def sampler_arguments(self) -> dict[str, int]:
@@ -174,9 +178,12 @@ class Strategy(Part):
             module: What `setup_module` returned, when it is known.
             args, kwargs: For ``torch.Tensor.backward``.
         """
-        loss.backward(*args, **kwargs)
+        torch_backward: Any = loss.backward
+        torch_backward(*args, **kwargs)
 
-    def optimizer_step(self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
+    def optimizer_step(
+        self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None
+    ) -> Any:
         """Step one optimizer, through the precision. Called on every rank. Arguments as `Precision.optimizer_step`."""
         return self.surroundings.precision.optimizer_step(optimizer, step, closure)
 
@@ -224,7 +231,9 @@ class Strategy(Part):
 
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
 
-    def clip_gradients_value(self, module: nn.Module, parameters: list[nn.Parameter], clip_value: float) -> None:
+    def clip_gradients_value(
+        self, module: nn.Module, parameters: list[nn.Parameter], clip_value: float
+    ) -> None:
         """Clamp every element of the gradients to ``[-clip_value, clip_value]``, in place."""
         import torch
 
@@ -248,7 +257,7 @@ class Strategy(Part):
         return obj
 
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        """Collect a tensor of the same shape from every rank. Called on every rank (of ``group``).
+        r"""Collect a tensor of the same shape from every rank. Called on every rank (of ``group``).
 
         Args:
             tensor: Any shape S, on `root_device`.
@@ -256,7 +265,7 @@ class Strategy(Part):
             sync_grads: Let gradients flow back to every rank.
 
         Returns:
-            Shape (ranks, \\*S), in rank order.
+            Shape (ranks, \*S), in rank order.
         """
         return tensor.unsqueeze(0)
 
@@ -279,7 +288,9 @@ class Strategy(Part):
         """The state of the user's module, keys without prefix. Called on every rank by ``save``."""
         return module.state_dict()
 
-    def load_module_state_dict(self, module: nn.Module, state: Mapping[str, Any], strict: bool = True) -> None:
+    def load_module_state_dict(
+        self, module: nn.Module, state: Mapping[str, Any], strict: bool = True
+    ) -> None:
         """Restore what `module_state_dict` gave, in place. Called on every rank."""
         module.load_state_dict(state, strict=strict)
 

@@ -89,8 +89,6 @@ class Iteration:
                     if not ahead:
                         break
                     batch = ahead.popleft()
-                if self._ended:
-                    break
             self._check_length()
         finally:
             self._raw = None

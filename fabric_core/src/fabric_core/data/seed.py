@@ -170,7 +170,7 @@ def _seed_all(seed: int) -> None:
     import torch
 
     with contextlib.suppress(ImportError):
-        import numpy  # noqa: F401, ICN001 - one that is imported later would start from chance
+        import numpy  # noqa: F401 - one that is imported later would start from chance
     _seed_host(seed)
     torch.manual_seed(seed)
 

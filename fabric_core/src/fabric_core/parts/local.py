@@ -51,7 +51,9 @@ class LocalEnvironment(ClusterEnvironment):
     @property
     def single_node(self) -> bool:
         """Whether the launcher started every process of the job, and they meet on loopback."""
-        return self._number("WORLD_SIZE", 1) == self._number("LOCAL_WORLD_SIZE", 1) and is_loopback(self.main_address)
+        return self._number("WORLD_SIZE", 1) == self._number("LOCAL_WORLD_SIZE", 1) and is_loopback(
+            self.main_address
+        )
 
     def world_size(self) -> int:
         """``WORLD_SIZE``."""

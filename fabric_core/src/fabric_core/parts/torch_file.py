@@ -39,7 +39,9 @@ class TorchFile(CheckpointIO):
     def save(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Write to a temporary name beside ``path``, flush to disk, rename. See the contract."""
         if path.is_dir():
-            raise CheckpointError(f"Cannot write a checkpoint to {str(path)!r}: it is a directory. Name a file.")
+            raise CheckpointError(
+                f"Cannot write a checkpoint to {str(path)!r}: it is a directory. Name a file."
+            )
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 def _what_it_needs(path: Path) -> str:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # noqa: BLE001  (it only decorates a message, and knows one of two formats)
+    except Exception:
         names = []
     return ", ".join(names) or "types that are not allowed"
 
@@ -122,7 +124,9 @@ def _what_is_there(path: Path) -> str:
         return "that is a directory"
     if not path.parent.is_dir():
         return f"there is no folder {str(path.parent)!r} either"
-    files = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file() and entry.suffix == path.suffix)
+    files = sorted(
+        entry.name for entry in path.parent.iterdir() if entry.is_file() and entry.suffix == path.suffix
+    )
     return f"the folder has {', '.join(files[:5]) or 'no such files'}"
 
 

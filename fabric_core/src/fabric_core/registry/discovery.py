@@ -62,9 +62,10 @@ def canonical(name: str) -> str:
 def installed_version(distribution: str) -> str | None:
     """The version of an installed distribution, or ``None``. Looks at metadata; imports nothing."""
     try:
-        return str(metadata.version(distribution))
+        found = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return None
+    return _header("Version", _headers(found)) or None
 
 
 def _our_lines(distribution: Any) -> list[str]:
@@ -74,17 +75,26 @@ def _our_lines(distribution: Any) -> list[str]:
 
 
 def _identity(distribution: Any) -> tuple[str, str, str]:
-    """Name and version as the metadata states them, and what is wrong with that.
-
-    The headers are read here and not by the standard library, which answers a missing one with ``None``, a warning or
-    an exception, depending on its version.
-    """
-    headers = (_read(distribution, "METADATA") or _read(distribution, "PKG-INFO")).partition("\n\n")[0]
+    """Name and version as the metadata states them, and what is wrong with that."""
+    headers = _headers(distribution)
     name, version = _header("Name", headers), _header("Version", headers)
     if name and version:
         return name, version, ""
     folder = PurePath(str(getattr(distribution, "_path", "unknown"))).name
-    return name or folder, version or "unknown", f"the metadata in {folder} have no {'version' if name else 'name'}"
+    return (
+        name or folder,
+        version or "unknown",
+        f"the metadata in {folder} have no {'version' if name else 'name'}",
+    )
+
+
+def _headers(distribution: Any) -> str:
+    """The head of the metadata, as it is written.
+
+    ``metadata.version`` and its like answer a missing line with ``None``, a warning or an exception, depending on the
+    version of Python.
+    """
+    return (_read(distribution, "METADATA") or _read(distribution, "PKG-INFO")).partition("\n\n")[0]
 
 
 def _header(key: str, headers: str) -> str:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,17 +48,27 @@ def import_hooks(found: Found) -> tuple[ModuleType, list[str]]:
     return module, complaints
 
 
-def misspelled_hooks(manager: pluggy.PluginManager, module: object) -> list[str]:
-    """A complaint for every hook implementation that implements no hook of ours."""
-    known = [name for name in vars(hookspecs) if name.startswith("fabric_")]
-    return [
-        f"it implements a hook {name!r} that does not exist.{did_you_mean(name, known)}"
-        for name in dir(module)
-        if name not in known and manager.parse_hookimpl_opts(module, name) is not None
-    ]
+HOOKS: tuple[str, ...] = tuple(name for name in vars(hookspecs) if name.startswith("fabric_"))
+"""The names of all hooks."""
 
 
-def specs_of(manager: pluggy.PluginManager, plugin: str, hook: str) -> Iterable[PartSpec | CommandSpec]:
+def odd_hooks(manager: pluggy.PluginManager, module: object) -> Iterator[tuple[str, str]]:
+    """Hooks that a plugin believes to implement, and does not: an unknown name, or no ``@hookimpl``.
+
+    Yields:
+        The complaint, and the hook that was probably meant (empty when none is near).
+    """
+    for name in dir(module):
+        marker = manager.parse_hookimpl_opts(module, name)
+        hook = (marker and marker["specname"]) or name
+        if marker and hook not in HOOKS:
+            meant = did_you_mean(hook, HOOKS)
+            yield f"it implements a hook {hook!r} that does not exist.{meant}", meant
+        elif name in HOOKS and not marker and callable(getattr(module, name)):
+            yield f"its function {name!r} lacks the decorator @hookimpl, so it is not called", name
+
+
+def specs_of(manager: pluggy.PluginManager, plugin: str, hook: str) -> Iterator[PartSpec | CommandSpec]:
     """What one plugin yields for one hook, checked for its type.
 
     Raises:
@@ -73,16 +83,24 @@ def specs_of(manager: pluggy.PluginManager, plugin: str, hook: str) -> Iterable[
             yield spec
 
 
-def vetoes(manager: pluggy.PluginManager, plan: Any, on_error: Callable[[str, Exception], None]) -> Iterable[str]:
-    """What the plugins say against a plan; one that raises is reported and does not stop the others."""
+def vetoes(manager: pluggy.PluginManager, plan: Any) -> tuple[list[str], list[str]]:
+    """Ask every plugin what it has against a plan.
+
+    Returns:
+        The vetoes, one sentence each; and complaints about plugins that failed to answer.
+    """
+    against: list[str] = []
+    failed: list[str] = []
     for implementation in manager.hook.fabric_check_plan.get_hookimpls():
+        plugin = implementation.plugin_name.partition(":")[0]
         try:
             sentence = implementation.function(*(plan for _ in implementation.argnames))
-        except Exception as error:
-            on_error(implementation.plugin_name, error)
+        except (Exception, SystemExit) as error:
+            failed.append(f"{plugin} could not check the plan: {type(error).__name__}: {error}")
         else:
             if sentence:
-                yield f"{sentence} ({implementation.plugin_name})"
+                against.append(f"{sentence} (says {plugin})")
+    return against, failed
 
 
 def may_offer_accelerators(module: str) -> bool:
@@ -90,11 +108,20 @@ def may_offer_accelerators(module: str) -> bool:
 
     Its source is read, not run; where that is not possible, the answer is yes.
     """
+    source = _source_of(module)
+    return source is None or "fabric_accelerators" in source
+
+
+def _source_of(module: str) -> str | None:
+    """The source of a module, found without importing the packages around it; ``None`` when it cannot be found."""
     top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        base = Path(folder, *rest)
-        for source in (base.with_suffix(".py"), base / "__init__.py"):
-            if source.is_file():
-                return "fabric_accelerators" in source.read_text(errors="replace")
-    return True
+    try:
+        spec = importlib.util.find_spec(top)
+        if spec is None:
+            return None
+        folders = spec.submodule_search_locations
+        bases = [Path(folder, *rest) for folder in folders] if folders else [Path(spec.origin or "")]
+        files = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
+        return next((file.read_text(errors="replace") for file in files if file.is_file()), None)
+    except (ImportError, ValueError, OSError):  # a name that is none, or a module that hides where it is from
+        return None

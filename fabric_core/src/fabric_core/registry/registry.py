@@ -9,12 +9,20 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from fabric_core.errors import AmbiguousPluginError, BrokenPluginError, UnknownPluginError, did_you_mean, listing
+import pluggy
+
+from fabric_core.errors import (
+    AmbiguousPluginError,
+    BrokenPluginError,
+    UnknownPluginError,
+    did_you_mean,
+    listing,
+)
 from fabric_core.hookspecs import PART_HOOKS
 from fabric_core.registry import discovery, loading
 from fabric_core.registry.discovery import Found, canonical
@@ -77,7 +85,7 @@ class Registry:
         self._environ = os.environ if environ is None else environ
         self._find = find
         self._manager = loading.new_manager()
-        self._seen: set[tuple[str, str, str]] = set()
+        self._seen: set[Found] = set()
         self._offers: list[Offer] = []
         self.commands: list[tuple[CommandSpec, str]] = []
         self.problems: list[Problem] = []
@@ -92,14 +100,24 @@ class Registry:
         Returns:
             Whether there was anything new.
         """
-        new = [found for found in self._find() if (found.distribution, found.version, found.name) not in self._seen]
+        new = [found for found in self._find() if found not in self._seen]
+        self._forget({canonical(found.distribution) for found in new})
         for found in new:
-            self._seen.add((found.distribution, found.version, found.name))
+            self._seen.add(found)
             if self._is_blocked(found.distribution):
                 self.blocked.append(found)
+            elif self._manager.has_plugin(_plugin_name(found.distribution, found.module)):
+                told = (
+                    f"version {found.version} has been installed, but another one is at work until a restart"
+                )
+                self.problems.append(Problem(found.distribution, told, fatal=False))
             else:
                 self._load(found)
         return bool(new)
+
+    def _forget(self, distributions: set[str]) -> None:
+        """Drop what was wrong with versions that have been replaced."""
+        self.problems = [p for p in self.problems if canonical(p.distribution) not in distributions]
 
     def register(self, module: ModuleType | object, *, distribution: str, version: str = "0") -> None:
         """Register a hooks module by hand, for a test or where nothing can be installed.
@@ -109,10 +127,16 @@ class Registry:
             distribution: The name under which its parts appear.
             version: The version under which they appear.
         """
-        plugin = f"{distribution}:{getattr(module, '__name__', type(module).__name__)}"
-        for complaint in loading.misspelled_hooks(self._manager, module):
-            self.problems.append(Problem(distribution, complaint, fatal=False))
-        self._manager.register(module, name=plugin)
+        plugin = _plugin_name(distribution, getattr(module, "__name__", type(module).__name__))
+        for complaint, meant in loading.odd_hooks(self._manager, module):
+            self.problems.append(
+                Problem(distribution, complaint, hides_accelerators="fabric_accelerators" in meant)
+            )
+        try:
+            self._manager.register(module, name=plugin)
+        except pluggy.PluginValidationError:
+            self._manager.unregister(name=plugin)  # it has registered the hooks before the wrong one
+            raise
         for hook in PART_HOOKS:
             self._collect(plugin, hook, distribution, version)
 
@@ -130,7 +154,7 @@ class Registry:
     def _collect(self, plugin: str, hook: str, distribution: str, version: str) -> None:
         try:
             specs = list(loading.specs_of(self._manager, plugin, hook))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.report(distribution, error, hides_accelerators=hook == "fabric_accelerators", where=hook)
             return
         for spec in specs:
@@ -155,27 +179,37 @@ class Registry:
         return name in denied or (unlisted and name not in allowed)
 
     def _names(self, variable: str) -> set[str]:
-        return {canonical(name.strip()) for name in self._environ.get(variable, "").split(",") if name.strip()}
+        return {
+            canonical(name.strip()) for name in self._environ.get(variable, "").split(",") if name.strip()
+        }
 
     # -- looking up -----------------------------------------------------------------------------------------------
 
-    def offers(self, kind: str | None = None) -> list[Offer]:
-        """Everything on offer, of one kind or of all."""
-        return [offer for offer in self._offers if kind is None or offer.spec.kind == kind]
+    def offers(self, *kinds: str) -> list[Offer]:
+        """Everything on offer, of some kinds or of all."""
+        return [offer for offer in self._offers if not kinds or offer.spec.kind in kinds]
 
-    def named(self, kind: str, name: str) -> list[Offer]:
+    def named(self, kind: str | tuple[str, ...], name: str) -> list[Offer]:
         """The offers of a kind that have a name: as their name, alias or group, case aside; ``name@distribution`` too.
+
+        Args:
+            kind: The kind, or several.
+            name: What the user wrote.
+
+        Returns:
+            At least one.
 
         Raises:
             UnknownPluginError: There is none, even after a second look at what is installed.
             BrokenPluginError: The distribution that was named is installed, but broken.
         """
-        found = self._matching(kind, name)
+        kinds = (kind,) if isinstance(kind, str) else kind
+        found = self._matching(kinds, name)
         if not found:
             importlib.invalidate_caches()
-            found = self._matching(kind, name) if self.discover() else []
+            found = self._matching(kinds, name) if self.discover() else []
         if not found:
-            raise self._unknown(kind, name)
+            raise self._unknown(kinds, name)
         return found
 
     def one(self, kind: str, name: str) -> Offer:
@@ -192,56 +226,67 @@ class Registry:
             raise _ambiguous(offers, asked)
         return offers[0]
 
-    def _matching(self, kind: str, name: str) -> list[Offer]:
+    def _matching(self, kinds: tuple[str, ...], name: str) -> list[Offer]:
         name, _, distribution = name.strip().lower().partition("@")
         return [
             offer
-            for offer in self.offers(kind)
+            for offer in self.offers(*kinds)
             if (name in offer.spec.names or name in _groups(offer.spec))
             and (not distribution or canonical(offer.distribution) == canonical(distribution))
         ]
 
-    def _unknown(self, kind: str, name: str) -> Exception:
-        bare, _, distribution = name.partition("@")
+    def _unknown(self, kinds: tuple[str, ...], name: str) -> Exception:
+        bare, _, distribution = (part.strip() for part in name.partition("@"))
         broken = [problem for problem in self.problems if problem.fatal]
         for problem in broken:
             if distribution and canonical(problem.distribution) == canonical(distribution):
-                error = BrokenPluginError(f"The {kind} {name!r} was asked for, but {problem}.")
+                error = BrokenPluginError(f"The {'/'.join(kinds)} {name!r} was asked for, but {problem}.")
                 error.__cause__ = problem.cause
                 return error
-        names = {offer.spec.name for offer in self.offers(kind)}
-        groups = {group for offer in self.offers(kind) for group in (*offer.spec.aliases, *_groups(offer.spec))}
+        specs = [offer.spec for offer in self.offers(*kinds)]
+        near = did_you_mean(
+            bare, {word for spec in specs for word in (spec.name, *spec.aliases, *_groups(spec))}
+        )
+        others = {
+            o.spec.kind for o in self._offers if o.spec.kind not in kinds and bare.lower() in o.spec.names
+        }
+        blocked = {found.distribution for found in self.blocked}
         sentences = [
-            f"No {kind} is named {name!r}.{did_you_mean(bare, names | groups)}",
-            f"Installed: {listing(names)}.",
-            self._elsewhere(kind, bare),
+            f"No {'/'.join(kinds)} is named {name!r}.{near}",
+            f"Installed: {listing({spec.name for spec in specs})}.",
+            f"{bare!r} is the name of another kind of part: {listing(others)}." if others else "",
             f"Found but broken: {listing(map(str, broken))}." if broken else "",
-            f"Blocked by FABRIC_PLUGINS_*: {listing(f.distribution for f in self.blocked)}." if self.blocked else "",
+            f"Blocked by FABRIC_PLUGINS_*: {listing(blocked)}." if blocked else "",
             install_hint(bare),
         ]
-        return UnknownPluginError(" ".join(sentence for sentence in sentences if sentence))
+        return UnknownPluginError(" ".join(filter(None, sentences)))
 
-    def _elsewhere(self, kind: str, name: str) -> str:
-        kinds = {o.spec.kind for o in self._offers if o.spec.kind != kind and name.lower() in o.spec.names}
-        return f"There is a {listing(kinds)} of that name." if kinds else ""
+    def check_plan(self, plan: Any) -> tuple[list[str], list[str]]:
+        """What the plugins say against a plan, one sentence each; and complaints about those that failed to say."""
+        return loading.vetoes(self._manager, plan)
 
-    def check_plan(self, plan: Any) -> Iterator[str]:
-        """What the plugins say against a plan, one sentence each."""
-        yield from loading.vetoes(self._manager, plan, lambda plugin, error: self.report(plugin, error))
+
+def _plugin_name(distribution: str, module: str) -> str:
+    return f"{distribution}:{module}"
 
 
 def _groups(spec: PartSpec) -> tuple[str, ...]:
     return tuple(group.lower() for group in spec.groups) if isinstance(spec, AcceleratorSpec) else ()
 
 
-def _ambiguous(offers: Iterable[Offer], asked: str) -> AmbiguousPluginError:
-    offers = list(offers)
-    owners = listing(f"{offer.distribution} {offer.version}" for offer in offers)
-    first = offers[0]
+def _ambiguous(offers: list[Offer], asked: str) -> AmbiguousPluginError:
+    kind, owners = offers[0].spec.kind, {canonical(offer.distribution): offer for offer in offers}
+    named = listing(f"{offer.distribution} {offer.version}" for offer in owners.values())
+    if len(owners) == 1:
+        return AmbiguousPluginError(
+            f"{named} offers {len(offers)} parts of the kind {kind} under the name {asked!r}: "
+            f"{listing(offer.spec.target_name for offer in offers)}. This is a fault of {offers[0].distribution}; "
+            f"until it is repaired, ask for one by its path."
+        )
     return AmbiguousPluginError(
-        f"Several distributions offer a {first.spec.kind} named {asked!r}: {owners}. "
+        f"Several distributions offer a {kind} named {asked!r}: {named}. "
         f"Say which: {' or '.join(repr(offer.full_name) for offer in offers)}; or block one with "
-        f"FABRIC_PLUGINS_DENY={first.distribution}; or uninstall one."
+        f"FABRIC_PLUGINS_DENY={offers[0].distribution}; or uninstall one."
     )
 
 

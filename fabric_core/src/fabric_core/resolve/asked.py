@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from fabric_core.contracts.part import Part
 from fabric_core.errors import (
+    AmbiguousPluginError,
+    BrokenPluginError,
     ConfigurationError,
     ContractVersionError,
     MissingRequirementError,
@@ -47,7 +49,9 @@ def choice_of_object(kind: str, asked: Any) -> Choice:
         )
     instance = None if isinstance(asked, type) else asked
     form = "the class" if instance is None else "the instance"
-    return Choice(spec_of_class(kind, cls), IN_CODE, "", f"{form} {cls.__qualname__} was passed", instance=instance)
+    return Choice(
+        spec_of_class(kind, cls), IN_CODE, "", f"{form} {cls.__qualname__} was passed", instance=instance
+    )
 
 
 def kind_of_class(cls: type) -> str | None:
@@ -56,9 +60,16 @@ def kind_of_class(cls: type) -> str | None:
 
 
 def spec_of_class(kind: str, cls: type) -> PartSpec:
-    """The spec that a class carries, or one that claims nothing."""
-    if "spec" in vars(cls) and isinstance(cls.spec, PartSpec):
-        return replace(cls.spec, target=cls, options={})
+    """The spec that a class carries or inherits, or one that claims nothing.
+
+    What derives from a part works where that part works: it keeps the promises, and answers to the names as well.
+    """
+    carried = getattr(cls, "spec", None)
+    if isinstance(carried, PartSpec) and carried.kind == kind:
+        if "spec" in vars(cls):
+            return replace(carried, target=cls, options={})
+        aliases = (carried.name, *carried.aliases)
+        return replace(carried, name=cls.__name__, aliases=aliases, target=cls, options={})
     spec_type = next(spec for spec in SPEC_TYPES if spec.kind == kind)
     if spec_type is AcceleratorSpec:
         return AcceleratorSpec(cls.__name__, cls, probe=_unprobed)
@@ -96,6 +107,20 @@ def with_options(choice: Choice, options: Mapping[str, Any] | None) -> Choice:
     return replace(choice, options={**choice.spec.options, **(options or {})})
 
 
+def overlap(names: Iterable[str], accelerator: AcceleratorSpec) -> bool:
+    """Whether a list of names and groups, such as a strategy's ``rejects``, means an accelerator."""
+    own = {*accelerator.names, *(group.lower() for group in accelerator.groups)}
+    return any(name.lower() in own for name in names)
+
+
+def undecided(what: str, offers: list[Offer]) -> AmbiguousPluginError:
+    """The error for a choice that is left to us, and that no priority decides."""
+    return AmbiguousPluginError(
+        f"{what} cannot choose between {listing(offer.full_name for offer in offers)}: each would do, and none has a "
+        "higher priority. Name one of them, or block the distribution of another with FABRIC_PLUGINS_DENY."
+    )
+
+
 def check_usable(choice: Choice) -> None:
     """Refuse a part that was written for another contract, or whose requirements are not met.
 
@@ -125,13 +150,19 @@ def missing_requirements(spec: PartSpec) -> list[str]:
 
 def _is_met(text: str) -> bool:
     from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.version import InvalidVersion
 
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
-        raise ConfigurationError(f"The requirement {text!r} of a plugin cannot be read: {error}") from error
+        raise BrokenPluginError(f"the requirement {text!r} of a plugin cannot be read: {error}") from error
+    if requirement.marker is not None and not requirement.marker.evaluate():
+        return True
     version = installed_version(requirement.name)
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
+    try:
+        return version is not None and requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def sort_plugins(plugins: tuple[Any, ...], registry: Registry) -> dict[str, Any]:
@@ -166,16 +197,19 @@ def _kind_of_plugin(asked: Any, registry: Registry) -> str:
         asked = import_target(asked, f"plugins={asked!r}")
     kind = kind_of_class(asked if isinstance(asked, type) else type(asked))
     if kind not in PLUGIN_KINDS:
-        raise WrongTypeError(f"plugins= takes parts of the kinds {listing(PLUGIN_KINDS)}; {asked!r} is none of them.")
+        raise WrongTypeError(
+            f"plugins= takes parts of the kinds {listing(PLUGIN_KINDS)}; {asked!r} is none of them."
+        )
     return kind
 
 
 def _kind_of_name(name: str, registry: Registry) -> str:
-    bare = name.partition("@")[0].strip().lower()
-    kinds = {offer.spec.kind for offer in registry.offers() if bare in offer.spec.names} & set(PLUGIN_KINDS)
+    kinds = {offer.spec.kind for offer in registry.named(PLUGIN_KINDS, name)}
     if len(kinds) > 1:
-        raise ConfigurationError(f"plugins={name!r} could be a {' or a '.join(sorted(kinds))}. Pass the class instead.")
-    return kinds.pop() if kinds else registry.named(PLUGIN_KINDS[1], name)[0].spec.kind
+        raise ConfigurationError(
+            f"plugins={name!r} could be a {' or a '.join(sorted(kinds))}. Pass the class instead."
+        )
+    return kinds.pop()
 
 
 def logger_choice(asked: Any, registry: Registry) -> Choice:
@@ -185,4 +219,6 @@ def logger_choice(asked: Any, registry: Registry) -> Choice:
     if callable(getattr(asked, "log_metrics", None)):
         spec = LoggerSpec(type(asked).__name__, type(asked))
         return Choice(spec, IN_CODE, "", "the object was passed", instance=asked)
-    raise WrongTypeError(f"loggers={asked!r} cannot be used: a logger needs a method log_metrics(metrics, step).")
+    raise WrongTypeError(
+        f"loggers={asked!r} cannot be used: a logger needs a method log_metrics(metrics, step)."
+    )

@@ -36,7 +36,9 @@ def is_cpu_request(devices: Any) -> bool:
     return normalise(devices) == 0
 
 
-def choose(devices: Any, inventory: Inventory, accelerator: str, started: int | None) -> tuple[tuple[int, ...], str]:
+def choose(
+    devices: Any, inventory: Inventory, accelerator: str, started: int | None = None, most: int | None = None
+) -> tuple[tuple[int, ...], str]:
     """The device indices on this node, and one sentence why.
 
     Args:
@@ -44,13 +46,14 @@ def choose(devices: Any, inventory: Inventory, accelerator: str, started: int | 
         inventory: What the probe found.
         accelerator: Its name, for messages.
         started: How many processes a cluster environment has started on this node, if it says.
+        most: How many devices the parts that were named can use on a node; ``"auto"`` takes no more.
 
     Raises:
         DevicesError: More devices than exist, or indices that do not.
     """
     wanted = normalise(devices)
-    if wanted == AUTO:
-        return _automatic(inventory, started)
+    if isinstance(wanted, str):
+        return _automatic(inventory, started, most)
     if isinstance(wanted, tuple):
         return _listed(wanted, inventory, accelerator), f"devices={devices!r} lists them"
     return _counted(wanted, inventory, accelerator), f"devices={devices!r} was asked for"
@@ -73,7 +76,9 @@ def _from_text(text: str) -> int | tuple[int, ...] | str:
 
 def _checked_count(count: int) -> int:
     if count < -1:
-        raise DevicesError(f"devices={count} is negative; only -1 has a meaning (all of them). It takes {FORMS}.")
+        raise DevicesError(
+            f"devices={count} is negative; only -1 has a meaning (all of them). It takes {FORMS}."
+        )
     return count
 
 
@@ -87,13 +92,20 @@ def _checked_indices(indices: Any, asked: Any) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def _automatic(inventory: Inventory, started: int | None) -> tuple[tuple[int, ...], str]:
+def _automatic(inventory: Inventory, started: int | None, most: int | None) -> tuple[tuple[int, ...], str]:
     if started is not None and (inventory.virtual or started <= len(inventory.indices)):
         indices = inventory.indices or tuple(range(started))
-        return indices[:started], f"{started} processes were started on this node"
+        return indices[:started], f"auto: {started} process(es) were started on this node"
     if inventory.virtual:
-        return tuple(range(inventory.default or 1)), "auto: one process"
-    return inventory.indices[: inventory.default], "auto: all that were found"
+        count = inventory.default or 1
+        return tuple(range(count)), f"auto: {count} process(es)"
+    found = inventory.indices[: inventory.default]
+    if most is not None and most < len(found):
+        return found[:most], f"auto: {len(found)} were found, and {most} can be used"
+    return (
+        found,
+        "auto: all that were found" if found == inventory.indices else "auto: what the accelerator advises",
+    )
 
 
 def _listed(wanted: tuple[int, ...], inventory: Inventory, accelerator: str) -> tuple[int, ...]:

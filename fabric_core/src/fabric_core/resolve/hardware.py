@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
-from fabric_core.errors import BrokenPluginError, DevicesError, UnsupportedError, listing
+from fabric_core.errors import BrokenPluginError, DevicesError, FabricError, listing
 from fabric_core.plan import AUTO, Choice, Request
-from fabric_core.registry import Offer, Registry
-from fabric_core.resolve.asked import asked_choice, choice_of_object, choice_of_offer, is_name, missing_requirements
+from fabric_core.registry import OWN_DISTRIBUTION, Offer, Registry
+from fabric_core.resolve.asked import (
+    asked_choice,
+    check_usable,
+    choice_of_object,
+    choice_of_offer,
+    is_name,
+    missing_requirements,
+    overlap,
+    undecided,
+)
 from fabric_core.resolve.devices import is_cpu_request
 from fabric_core.specs import AcceleratorSpec, ClusterEnvironmentSpec, Detection, Inventory, StrategySpec
 from fabric_core.targets import import_target
 
 REFERENCE_ACCELERATOR = "cpu"
-REFERENCE_ENVIRONMENT = "local"
+REFERENCE_ENVIRONMENT = f"local@{OWN_DISTRIBUTION}"
 FALLBACK = "FABRIC_AUTO_FALLBACK"
 
 
@@ -29,14 +38,44 @@ class Probed:
 
 
 def probe(spec: Any) -> Inventory:
-    """Ask a spec's probe what there is."""
-    inventory = import_target(spec.probe, f"the probe of accelerator {spec.name!r}")()
-    if not isinstance(inventory, Inventory):
-        raise BrokenPluginError(f"The probe of accelerator {spec.name!r} returned {inventory!r}, not an Inventory.")
-    return inventory
+    """Ask a spec's probe what there is.
+
+    Raises:
+        BrokenPluginError: The probe cannot be loaded, raises, or answers with something else. The cause is chained.
+    """
+    return cast(Inventory, _ask(spec.probe, (), Inventory, f"The probe of accelerator {spec.name!r}"))
 
 
-def choose_accelerator(request: Request, registry: Registry, strategy: StrategySpec | None) -> tuple[Choice, Inventory]:
+def detection(spec: Any, environ: Mapping[str, str]) -> Detection | None:
+    """What a cluster environment sees in the environment variables; ``None`` when it is not there.
+
+    Raises:
+        BrokenPluginError: As for `probe`.
+    """
+    if spec.detect is None:
+        return None
+    what = f"The detection of cluster environment {spec.name!r}"
+    found = _ask(spec.detect, (environ,), Detection | None, what)
+    return cast("Detection | None", found)
+
+
+def _ask(target: Any, arguments: tuple[Any, ...], answer: Any, what: str) -> Any:
+    """Call a function of a plugin, and hold it to what it has promised."""
+    function = import_target(target, what)
+    try:
+        found = function(*arguments)
+    except (Exception, SystemExit) as error:
+        raise BrokenPluginError(f"{what} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(found, answer):
+        raise BrokenPluginError(
+            f"{what} returned {found!r}, which is no {getattr(answer, '__name__', answer)}."
+        )
+    return found
+
+
+def choose_accelerator(
+    request: Request, registry: Registry, strategy: StrategySpec | None
+) -> tuple[Choice, Inventory]:
     """The accelerator, and what its probe found.
 
     Args:
@@ -51,14 +90,14 @@ def choose_accelerator(request: Request, registry: Registry, strategy: StrategyS
         choice = choice_of_object(AcceleratorSpec.kind, asked)
         return choice, _required(choice)
     if asked.strip().lower() == AUTO:
-        return _automatic(request, registry, strategy)
+        return _best(AUTO, registry.offers(AcceleratorSpec.kind), request, registry, strategy)
     offers = registry.named(AcceleratorSpec.kind, asked)
     if len(offers) == 1:
         choice = choice_of_offer(offers[0], f"accelerator={asked!r} was asked for")
         return choice, _required(choice)
     if any(asked.strip().lower().partition("@")[0] in offer.spec.names for offer in offers):
         registry.only(offers, asked)
-    return _best_of_group(asked, offers)
+    return _best(asked, offers, request, registry, strategy)
 
 
 def _without_accelerator(asked: Any, request: Request, registry: Registry) -> tuple[Choice, Inventory]:
@@ -68,13 +107,14 @@ def _without_accelerator(asked: Any, request: Request, registry: Registry) -> tu
             "Leave out one of them; devices='auto' takes what there is."
         )
     choice = choice_of_offer(
-        registry.one(AcceleratorSpec.kind, REFERENCE_ACCELERATOR),
+        registry.one(AcceleratorSpec.kind, f"{REFERENCE_ACCELERATOR}@{OWN_DISTRIBUTION}"),
         f"devices={request.devices!r} means one process on the CPU",
     )
     return choice, probe(choice.spec)
 
 
 def _required(choice: Choice) -> Inventory:
+    check_usable(choice)
     inventory = probe(choice.spec)
     if not inventory.available:
         raise DevicesError(
@@ -84,112 +124,105 @@ def _required(choice: Choice) -> Inventory:
     return inventory
 
 
-def _automatic(request: Request, registry: Registry, strategy: StrategySpec | None) -> tuple[Choice, Inventory]:
-    lost: list[tuple[str, str]] = []
+def _best(
+    asked: str, offers: list[Offer], request: Request, registry: Registry, strategy: StrategySpec | None
+) -> tuple[Choice, Inventory]:
+    """The available accelerator of the highest priority. Those of lower priority are spared their probe."""
     hidden = [str(problem) for problem in registry.problems if problem.hides_accelerators]
-    for candidate in _by_priority(registry.offers(AcceleratorSpec.kind)):
-        reason = _why_not(candidate, strategy)
-        if candidate.broken is not None:
-            hidden.append(f"{candidate.offer.full_name} (its probe failed: {candidate.broken})")
-        if reason:
-            lost.append((candidate.offer.spec.name, reason))
+    lost: list[tuple[str, str]] = []
+    best: Probed | None = None
+    for offer in sorted(offers, key=_best_first):
+        if best is not None and _priority(offer) < _priority(best.offer):
+            lost.append((offer.spec.name, "has a lower priority"))
             continue
-        _refuse_silent_fallback(candidate.offer.spec.name, hidden, request)
-        note = candidate.inventory.note
-        choice = choice_of_offer(candidate.offer, f"auto: the best that is available{f' ({note})' if note else ''}")
-        return replace(choice, lost=tuple(lost)), candidate.inventory
-    raise DevicesError(f"No accelerator is available. Looked at: {listing(f'{n} ({why})' for n, why in lost)}.")
+        candidate = probed(offer)
+        if candidate.broken is not None:
+            hidden.append(f"{offer.full_name} ({candidate.broken})")
+        reason = _why_not(candidate, strategy)
+        if reason:
+            lost.append((offer.spec.name, reason))
+        elif best is not None:
+            raise undecided(f"accelerator={asked!r}", [best.offer, offer])
+        else:
+            best = candidate
+    if best is None:
+        raise _nothing_there(asked, lost, hidden)
+    if hidden and request.environ.get(FALLBACK) != "1":
+        raise _silent_fallback(asked, best, hidden)
+    note = f" ({best.inventory.note})" if best.inventory.note else ""
+    choice = choice_of_offer(best.offer, f"{asked}: the best that is available{note}", tuple(lost))
+    return choice, best.inventory
 
 
-def _by_priority(offers: list[Offer]) -> Iterator[Probed]:
-    """Probe one after the other, best first; whoever stops reading spares the rest their probe."""
-    yield from map(_probed, sorted(offers, key=_best_first))
-
-
-def _probed(offer: Offer) -> Probed:
-    missing = missing_requirements(offer.spec)
-    if missing:
-        return Probed(offer, Inventory(note=f"needs {listing(missing)}"))
+def probed(offer: Offer) -> Probed:
+    """What the probe of an offer answers; that it fails is an answer too."""
     try:
-        return Probed(offer, probe(offer.spec))
-    except Exception as error:
-        return Probed(offer, Inventory(note=f"its probe failed: {error}"), broken=error)
+        missing = missing_requirements(offer.spec)
+        return Probed(offer, Inventory(note=f"needs {listing(missing)}") if missing else probe(offer.spec))
+    except FabricError as error:
+        return Probed(offer, Inventory(note=str(error)), broken=error)
 
 
 def _why_not(candidate: Probed, strategy: StrategySpec | None) -> str:
     if not candidate.inventory.available:
         return candidate.inventory.note or "not there"
-    if strategy is not None and _names_of(candidate.offer.spec) & set(strategy.rejects):
+    if strategy is not None and overlap(strategy.rejects, cast(AcceleratorSpec, candidate.offer.spec)):
         return f"the strategy {strategy.name!r} cannot work with it"
     return ""
 
 
-def _refuse_silent_fallback(chosen: str, hidden: list[str], request: Request) -> None:
-    if hidden and request.environ.get(FALLBACK) != "1":
-        raise BrokenPluginError(
-            f"accelerator='auto' would fall back to {chosen!r}, but an installed plugin that may offer better hardware "
-            f"is broken: {listing(hidden)}. Repair or uninstall it, block it with FABRIC_PLUGINS_DENY, name the "
-            f"accelerator explicitly, or allow the fallback with {FALLBACK}=1."
+def _nothing_there(asked: str, lost: list[tuple[str, str]], hidden: list[str]) -> FabricError:
+    if hidden:
+        return BrokenPluginError(
+            f"accelerator={asked!r} was asked for, but what may offer it is broken: {listing(hidden)}. "
+            "Repair or uninstall it, or ask for another accelerator."
         )
-
-
-def _best_of_group(group: str, offers: list[Offer]) -> tuple[Choice, Inventory]:
-    candidates = list(_by_priority(offers))
-    for candidate in candidates:
-        if candidate.broken is not None:
-            raise BrokenPluginError(
-                f"accelerator={group!r}: the probe of {candidate.offer.full_name} failed: {candidate.broken}"
-            ) from candidate.broken
-    lost = [(c.offer.spec.name, c.inventory.note or "not there") for c in candidates if not c.inventory.available]
-    for candidate in candidates:
-        if candidate.inventory.available:
-            reason = f"the best available of the group {group!r}"
-            return choice_of_offer(candidate.offer, reason, tuple(lost)), candidate.inventory
-    raise DevicesError(
-        f"accelerator={group!r} was asked for, but no device of that group is here: "
-        f"{listing(f'{name} ({why})' for name, why in lost)}. Use accelerator='auto' to take what there is."
+    looked = listing(f"{name} ({why})" for name, why in lost)
+    return DevicesError(
+        f"accelerator={asked!r} was asked for, but no such device is here: {looked}. "
+        "Use accelerator='auto' to take what there is."
     )
 
 
-def choose_environment(asked: Any, registry: Registry, environ: Mapping[str, str]) -> tuple[Choice, Detection | None]:
-    """The cluster environment, and what it tells of the job (``None`` when it detected nothing)."""
+def _silent_fallback(asked: str, chosen: Probed, hidden: list[str]) -> BrokenPluginError:
+    return BrokenPluginError(
+        f"accelerator={asked!r} would fall back to {chosen.offer.spec.name!r}, but an installed plugin that may offer "
+        f"better hardware is broken: {listing(hidden)}. Repair or uninstall it, block it with FABRIC_PLUGINS_DENY, "
+        f"name the accelerator explicitly, or allow the fallback with {FALLBACK}=1."
+    )
+
+
+def choose_environment(
+    asked: Any, registry: Registry, environ: Mapping[str, str]
+) -> tuple[Choice, Detection | None, list[str]]:
+    """The cluster environment, what it tells of the job (``None`` when it detected nothing), and warnings.
+
+    A detection that fails does not stop the others; but the user hears of it, since this process may now take itself
+    for the only one of a job that has many.
+    """
     if asked is not None:
         choice = asked_choice(ClusterEnvironmentSpec.kind, asked, registry)
-        return choice, _detection(choice.spec, environ)
-    offers = sorted(registry.offers(ClusterEnvironmentSpec.kind), key=_best_first)
-    detected = [(offer, found) for offer in offers if (found := _tried(offer, registry, environ)) is not None]
+        check_usable(choice)
+        return choice, detection(choice.spec, environ), []
+    detected: list[tuple[Offer, Detection]] = []
+    failed: list[tuple[str, str]] = []
+    for offer in sorted(registry.offers(ClusterEnvironmentSpec.kind), key=_best_first):
+        try:
+            found = detection(offer.spec, environ)
+        except FabricError as error:
+            failed.append((offer.spec.name, str(error)))
+        else:
+            detected += [(offer, found)] if found is not None else []
+    warnings = [f"{sentence}. It is taken as: not there." for _, sentence in failed]
     if not detected:
         offer = registry.one(ClusterEnvironmentSpec.kind, REFERENCE_ENVIRONMENT)
-        return choice_of_offer(offer, "no cluster environment was detected"), None
+        return choice_of_offer(offer, "no cluster environment was detected", tuple(failed)), None, warnings
     (offer, found), *others = detected
     rivals = [rival for rival, _ in others if _priority(rival) == _priority(offer)]
     if rivals:
-        raise UnsupportedError(
-            f"Several cluster environments are detected here, none before the other: {offer.full_name}, "
-            f"{listing(o.full_name for o in rivals)}. Name one in plugins=[…]."
-        )
-    lost = tuple((o.spec.name, f"detected too ({f.note}), with a lower priority") for o, f in others)
-    return choice_of_offer(offer, f"detected: {found.note}", lost), found
-
-
-def _detection(spec: Any, environ: Mapping[str, str]) -> Detection | None:
-    if spec.detect is None:
-        return None
-    found = import_target(spec.detect, f"the detection of cluster environment {spec.name!r}")(environ)
-    return found if isinstance(found, Detection) else None
-
-
-def _tried(offer: Offer, registry: Registry, environ: Mapping[str, str]) -> Detection | None:
-    """A detection that fails is kept as a problem of its plugin, and does not stop the others."""
-    try:
-        return _detection(offer.spec, environ)
-    except Exception as error:
-        registry.report(offer.distribution, error, where=f"detection of {offer.spec.name!r}")
-        return None
-
-
-def _names_of(spec: Any) -> set[str]:
-    return {*spec.names, *(group.lower() for group in spec.groups)}
+        raise undecided("The cluster environment", [offer, *rivals])
+    lost = [(o.spec.name, f"detected too ({f.note}), with a lower priority") for o, f in others]
+    return choice_of_offer(offer, f"detected: {found.note}", (*lost, *failed)), found, warnings
 
 
 def _best_first(offer: Offer) -> tuple[int, str]:

@@ -30,7 +30,7 @@ def choose_precision(
         ConfigurationError: Both ways were used, and they differ.
         UnsupportedError: The precision exists, but not for this strategy and accelerator.
     """
-    if flag is not None and plugin is not None and flag is not plugin:
+    if flag is not None and plugin is not None and flag != plugin:
         raise ConfigurationError(
             f"The precision was given twice: precision={flag!r} and plugins=[{plugin!r}]. Keep one of them."
         )
@@ -49,8 +49,8 @@ def _by_name(name: str, strategy: PartSpec, accelerator: AcceleratorSpec, regist
     fitting = _scoped(offers, strategy, accelerator)
     if not fitting:
         raise UnsupportedError(
-            f"precision={name!r} exists only for {listing(_scope(_spec(offer)) for offer in offers)}; here the strategy "
-            f"is {strategy.name!r} and the accelerator {accelerator.name!r}."
+            f"precision={name!r} exists only for {listing(_scope(_spec(offer)) for offer in offers)}; here the "
+            f"strategy is {strategy.name!r} and the accelerator {accelerator.name!r}."
         )
     most = max(_spec(offer).specificity for offer in fitting)
     chosen = registry.only([offer for offer in fitting if _spec(offer).specificity == most], name)
@@ -66,7 +66,8 @@ def _scoped(offers: list[Offer], strategy: PartSpec, accelerator: AcceleratorSpe
     return [
         offer
         for offer in offers
-        if _admits(_spec(offer).strategies, set(strategy.names)) and _admits(_spec(offer).accelerators, devices)
+        if _admits(_spec(offer).strategies, set(strategy.names))
+        and _admits(_spec(offer).accelerators, devices)
     ]
 
 
@@ -75,7 +76,9 @@ def _admits(scope: tuple[str, ...], names: set[str]) -> bool:
 
 
 def _scope(spec: PrecisionSpec) -> str:
-    return " with ".join(filter(None, ("/".join(spec.strategies), "/".join(spec.accelerators)))) or "everything"
+    return (
+        " with ".join(filter(None, ("/".join(spec.strategies), "/".join(spec.accelerators)))) or "everything"
+    )
 
 
 def _spec(offer: Offer) -> PrecisionSpec:

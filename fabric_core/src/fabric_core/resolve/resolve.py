@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from fabric_core.errors import ConfigurationError, DevicesError, UnsupportedError
 from fabric_core.plan import AUTO, Choice, Plan, Request
-from fabric_core.registry import Registry
+from fabric_core.registry import OWN_DISTRIBUTION, Registry
 from fabric_core.resolve.asked import asked_choice, check_usable, logger_choice, sort_plugins, with_options
 from fabric_core.resolve.devices import choose as choose_devices
 from fabric_core.resolve.hardware import choose_accelerator, choose_environment
@@ -21,7 +21,7 @@ from fabric_core.resolve.strategies import (
 )
 from fabric_core.specs import AcceleratorSpec, CheckpointIOSpec, Detection, StrategySpec
 
-REFERENCE_CHECKPOINT_IO = "torch_file"
+REFERENCE_CHECKPOINT_IO = f"torch_file@{OWN_DISTRIBUTION}"
 
 
 def resolve(request: Request, registry: Registry) -> Plan:
@@ -40,11 +40,18 @@ def resolve(request: Request, registry: Registry) -> Plan:
     plugins = sort_plugins(request.plugins, registry)
     named = named_strategy(request, registry)
     accelerator, inventory = choose_accelerator(request, registry, _strategy_spec(named))
-    environment, detected = choose_environment(plugins.get("cluster environment"), registry, request.environ)
+    environment, detected, warnings = choose_environment(
+        plugins.get("cluster environment"), registry, request.environ
+    )
     num_nodes = _num_nodes(request, environment, detected)
-    started = detected.processes_per_node if detected else None
-    devices, why = choose_devices(request.devices, inventory, accelerator.name, started)
     device_spec = cast(AcceleratorSpec, accelerator.spec)
+    devices, why = choose_devices(
+        request.devices,
+        inventory,
+        accelerator.name,
+        started=_started(detected, _strategy_spec(named)),
+        most=_most_devices(device_spec, _strategy_spec(named), num_nodes),
+    )
     strategy = named or automatic_strategy(
         situation(len(devices), num_nodes, request.interactive and detected is None),
         device_spec,
@@ -52,7 +59,7 @@ def resolve(request: Request, registry: Registry) -> Plan:
         num_nodes,
         registry,
     )
-    warnings = check_strategy(strategy, device_spec, len(devices), num_nodes)
+    warnings += check_strategy(strategy, device_spec, len(devices), num_nodes)
     per_process = cast(StrategySpec, strategy.spec).processes == "per_device"
     processes = (len(devices) if per_process else 1) * num_nodes
     _check_started(detected, environment, processes // num_nodes, request)
@@ -61,7 +68,9 @@ def resolve(request: Request, registry: Registry) -> Plan:
         accelerator=with_options(accelerator, options.get("accelerator")),
         strategy=with_options(strategy, options.get("strategy")),
         precision=with_options(
-            choose_precision(request.precision, plugins.get("precision"), strategy.spec, device_spec, registry),
+            choose_precision(
+                request.precision, plugins.get("precision"), strategy.spec, device_spec, registry
+            ),
             options.get("precision"),
         ),
         cluster_environment=with_options(environment, options.get("cluster environment")),
@@ -75,13 +84,28 @@ def resolve(request: Request, registry: Registry) -> Plan:
     )
     for choice in plan:
         check_usable(choice)
-    for veto in registry.check_plan(plan):
-        raise UnsupportedError(f"This plan cannot work: {veto}")
-    return plan
+    vetoes, complaints = registry.check_plan(plan)
+    if vetoes:
+        raise UnsupportedError(f"This plan cannot work: {' '.join(vetoes)}")
+    return replace(plan, warnings=(*plan.warnings, *complaints)) if complaints else plan
 
 
 def _strategy_spec(choice: Choice | None) -> StrategySpec | None:
     return None if choice is None else cast(StrategySpec, choice.spec)
+
+
+def _started(detected: Detection | None, strategy: StrategySpec | None) -> int | None:
+    """How many devices ``"auto"`` means in a job that has been started: one per process, where that is the rule."""
+    one_each = strategy is None or strategy.processes == "per_device"
+    return detected.processes_per_node if detected and one_each else None
+
+
+def _most_devices(accelerator: AcceleratorSpec, strategy: StrategySpec | None, num_nodes: int) -> int | None:
+    """How many devices per node the named parts can use at most; ``None`` for any number."""
+    limits = [accelerator.max_devices]
+    if strategy is not None and strategy.max_devices is not None:
+        limits.append(max(1, strategy.max_devices // num_nodes))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _num_nodes(request: Request, environment: Choice, detected: Detection | None) -> int:
@@ -104,19 +128,24 @@ def _num_nodes(request: Request, environment: Choice, detected: Detection | None
 
 def _check_started(detected: Detection | None, environment: Choice, wanted: int, request: Request) -> None:
     started = detected.processes_per_node if detected else None
-    if started is not None and started != wanted:
-        raise DevicesError(
-            f"devices={request.devices!r} asks for {wanted} process(es) on this node, but the cluster environment "
-            f"{environment.name!r} has started {started}. Start {wanted}, or leave devices out to follow what was "
-            "started."
-        )
+    if started is None or started == wanted:
+        return
+    advice = f"Start {wanted}, or leave devices out to follow what was started."
+    if request.devices == AUTO:
+        advice = f"Start {wanted} instead, or choose an accelerator with devices for all."
+    raise DevicesError(
+        f"devices={request.devices!r} means {wanted} process(es) on this node, but the cluster environment "
+        f"{environment.name!r} has started {started}. {advice}"
+    )
 
 
 def _checkpoint_io(plugins: dict[str, Any], registry: Registry) -> Choice:
     asked = plugins.get("checkpoint io")
     if asked is not None:
         return asked_choice(CheckpointIOSpec.kind, asked, registry)
-    return replace(asked_choice(CheckpointIOSpec.kind, REFERENCE_CHECKPOINT_IO, registry), reason="the default")
+    return replace(
+        asked_choice(CheckpointIOSpec.kind, REFERENCE_CHECKPOINT_IO, registry), reason="the default"
+    )
 
 
 def _launcher(

@@ -8,7 +8,14 @@ from fabric_core.errors import UnsupportedError, listing
 from fabric_core.plan import AUTO, Choice, Request
 from fabric_core.registry import Offer, Registry
 from fabric_core.registry.hints import situation_hint
-from fabric_core.resolve.asked import asked_choice, choice_of_offer, is_name
+from fabric_core.resolve.asked import (
+    asked_choice,
+    choice_of_offer,
+    is_name,
+    missing_requirements,
+    overlap,
+    undecided,
+)
 from fabric_core.specs import AcceleratorSpec, LauncherSpec, Situation, StrategySpec
 
 
@@ -34,21 +41,40 @@ def automatic_strategy(
 ) -> Choice:
     """The strategy for a situation: the accelerator's own wish first, then the best volunteer."""
     size = f"{devices} device(s) on {num_nodes} node(s)"
+    volunteers = [o for o in registry.offers(StrategySpec.kind) if where in _spec(o).volunteers_for]
     wish = accelerator.strategies.get(where)
     if wish is not None:
-        reason = f"auto: {accelerator.name!r} wants it for {size}"
-        return choice_of_offer(registry.one(StrategySpec.kind, wish), reason)
-    volunteers = [o for o in registry.offers(StrategySpec.kind) if where in _spec(o).volunteers_for]
-    fitting = [o for o in volunteers if not _overlap(_spec(o).rejects, accelerator)]
+        wished = registry.one(StrategySpec.kind, wish)
+        lost = [(o.spec.name, f"{accelerator.name!r} wants another") for o in volunteers if o != wished]
+        return choice_of_offer(wished, f"auto: {accelerator.name!r} wants it for {size}", tuple(lost))
+    judged = [(offer, _why_unfit(offer, accelerator, devices * num_nodes)) for offer in volunteers]
+    fitting = [offer for offer, why in judged if not why]
+    unfit = [(offer.spec.name, why) for offer, why in judged if why]
     if not fitting:
         raise UnsupportedError(
             f"No installed strategy volunteers for {size} on {accelerator.name!r}. "
-            f"Installed: {listing(o.spec.name for o in registry.offers(StrategySpec.kind))}.{situation_hint(where)}"
+            f"Installed: {listing(o.spec.name for o in registry.offers(StrategySpec.kind))}."
+            f"{situation_hint(where)}{_because(unfit)}"
         )
     best = max(_rank(offer, accelerator) for offer in fitting)
-    chosen = registry.only([offer for offer in fitting if _rank(offer, accelerator) == best], AUTO)
-    lost = tuple((o.spec.name, "volunteers with a lower priority") for o in fitting if o is not chosen)
-    return choice_of_offer(chosen, f"auto: volunteers for {size}", lost)
+    chosen, *rivals = (offer for offer in fitting if _rank(offer, accelerator) == best)
+    if rivals:
+        raise undecided("strategy='auto'", [chosen, *rivals])
+    lost = [(o.spec.name, "volunteers with a lower priority") for o in fitting if o is not chosen]
+    return choice_of_offer(chosen, f"auto: volunteers for {size}", (*lost, *unfit))
+
+
+def _why_unfit(offer: Offer, accelerator: AcceleratorSpec, total: int) -> str:
+    spec, missing = _spec(offer), missing_requirements(offer.spec)
+    if overlap(spec.rejects, accelerator):
+        return f"cannot work with {accelerator.name!r}"
+    if spec.max_devices is not None and total > spec.max_devices:
+        return f"uses at most {spec.max_devices} device(s)"
+    return f"needs {listing(missing)}" if missing else ""
+
+
+def _because(unfit: list[tuple[str, str]]) -> str:
+    return f" Passed over: {listing(f'{name} ({why})' for name, why in unfit)}." if unfit else ""
 
 
 def check_strategy(choice: Choice, accelerator: AcceleratorSpec, devices: int, num_nodes: int) -> list[str]:
@@ -61,7 +87,7 @@ def check_strategy(choice: Choice, accelerator: AcceleratorSpec, devices: int, n
         UnsupportedError: It cannot work.
     """
     spec = cast(StrategySpec, choice.spec)
-    if _overlap(spec.rejects, accelerator):
+    if overlap(spec.rejects, accelerator):
         raise UnsupportedError(
             f"The strategy {spec.name!r} cannot work with the accelerator {accelerator.name!r}: it rejects "
             f"{listing(spec.rejects)}. Choose another strategy (strategy='auto'), or another accelerator."
@@ -77,13 +103,12 @@ def check_strategy(choice: Choice, accelerator: AcceleratorSpec, devices: int, n
             f"The accelerator {accelerator.name!r} can use at most {accelerator.max_devices} device(s) in one job; "
             f"{devices} were asked for."
         )
-    vouched = "*" in spec.supports or _overlap(spec.supports, accelerator)
-    if vouched or spec.name in accelerator.strategies.values():
+    vouched = "*" in spec.supports or overlap(spec.supports, accelerator)
+    wishes = {wish.partition("@")[0].strip().lower() for wish in accelerator.strategies.values()}
+    if vouched or wishes & set(spec.names):
         return []
-    return [
-        f"Neither the strategy {spec.name!r} nor the accelerator {accelerator.name!r} says that they work together. "
-        "It is tried."
-    ]
+    pair = f"the strategy {spec.name!r} nor the accelerator {accelerator.name!r}"
+    return [f"Neither {pair} says that they work together. It is tried."]
 
 
 def choose_launcher(
@@ -102,14 +127,19 @@ def choose_launcher(
             f"The strategy {strategy.name!r} starts its processes by running the script again, and here is no script "
             f"(a notebook or a prompt). Strategies that work here: {listing(able)}. Then: fabric.launch(function)."
         )
-    reason = f"plugins= names it ({wanted!r})" if asked is not None else f"{strategy.name!r} starts its processes so"
+    reason = (
+        f"plugins= names it ({wanted!r})"
+        if asked is not None
+        else f"{strategy.name!r} starts its processes so"
+    )
     return Choice(choice.spec, choice.distribution, choice.version, reason, instance=choice.instance)
 
 
 def _launches_anywhere(offer: Offer, registry: Registry) -> bool:
     launcher = _spec(offer).launcher
     return any(
-        launcher in o.spec.names and cast(LauncherSpec, o.spec).interactive for o in registry.offers(LauncherSpec.kind)
+        (launcher or "").lower() in o.spec.names and cast(LauncherSpec, o.spec).interactive
+        for o in registry.offers(LauncherSpec.kind)
     )
 
 
@@ -118,10 +148,6 @@ def _spec(offer: Offer) -> StrategySpec:
 
 
 def _rank(offer: Offer, accelerator: AcceleratorSpec) -> tuple[int, bool]:
+    """Priority, and then: whoever vouches for the accelerator comes before whoever says nothing."""
     spec = _spec(offer)
-    return spec.priority, "*" in spec.supports or _overlap(spec.supports, accelerator)
-
-
-def _overlap(names: tuple[str, ...], accelerator: AcceleratorSpec) -> bool:
-    own = {*accelerator.names, *(group.lower() for group in accelerator.groups)}
-    return any(name.lower() in own for name in names)
+    return spec.priority, "*" in spec.supports or overlap(spec.supports, accelerator)

@@ -48,23 +48,24 @@ def _load_path(path: str, arguments: list[str]) -> tuple[ModuleType, CodeType]:
     """``python path``: a script, a compiled script, or a folder or archive that holds a ``__main__``."""
     __tracebackhide__ = True
     sys.argv[:] = [path, *arguments]
+    path = os.path.join(os.getcwd(), path)  # not normalised, as the interpreter leaves it
     spec = PathFinder.find_spec("__main__", [path])
     if spec is not None:
         sys.path.insert(0, path)
         return importlib.util.module_from_spec(spec), _code_of(spec)
     _add_to_path(os.path.dirname(os.path.realpath(path)))
     main = ModuleType("__main__")
-    main.__file__ = os.path.abspath(path)
+    main.__file__ = path
     main.__dict__["__cached__"] = None
     if path.endswith(".pyc"):
-        compiled = SourcelessFileLoader("__main__", main.__file__)
+        compiled = SourcelessFileLoader("__main__", path)
         main.__loader__ = compiled
         code = compiled.get_code("__main__")
         assert code is not None, "a loader of files has code or raises"
         return main, code
-    main.__loader__ = SourceFileLoader("__main__", main.__file__)
-    with io.open_code(main.__file__) as file:
-        return main, compile(file.read(), main.__file__, "exec", dont_inherit=True)
+    main.__loader__ = SourceFileLoader("__main__", path)
+    with io.open_code(path) as file:
+        return main, compile(file.read(), path, "exec", dont_inherit=True)
 
 
 def _load_module(name: str, arguments: list[str]) -> tuple[ModuleType, CodeType]:

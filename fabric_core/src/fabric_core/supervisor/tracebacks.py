@@ -9,6 +9,7 @@ import traceback
 from types import TracebackType
 
 _LONGEST_SUMMARY = 200
+_IMPORT_MACHINERY = {"importlib", "_frozen_importlib", "_frozen_importlib_external"}
 
 
 def strip_plumbing(error: BaseException) -> None:
@@ -24,7 +25,8 @@ def strip_plumbing(error: BaseException) -> None:
 
 def _is_plumbing(entry: TracebackType) -> bool:
     frame = entry.tb_frame
-    return "__tracebackhide__" in frame.f_locals or frame.f_code.co_filename.startswith("<frozen importlib")
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return "__tracebackhide__" in frame.f_locals or package in _IMPORT_MACHINERY
 
 
 def summary_of(error: BaseException) -> str:

@@ -53,7 +53,8 @@ def put_on(mixin: type[F], original: Any) -> F:
     Raises:
         WrongTypeError: The class of ``original`` has a memory layout of its own (``__slots__``).
     """
-    face = object.__new__(_class_of_both(mixin, type(original)))
+    key: Any = (mixin, type(original))
+    face: F = object.__new__(_class_of_both(*key))
     object.__setattr__(face, "__dict__", original.__dict__)
     object.__setattr__(face, "_original", original)
     return face
@@ -70,11 +71,11 @@ def is_wrapped(obj: object) -> bool:
 
 
 @functools.cache
-def _class_of_both(mixin: type[F], cls: type) -> type[F]:
+def _class_of_both(mixin: Any, cls: Any) -> Any:
     metaclass: Any = type(cls)
     body = {"__slots__": (), "__module__": mixin.__module__, "__doc__": cls.__doc__}
     try:
-        return metaclass(f"Fabric{cls.__name__}", (mixin, cls), body)  # type: ignore[no-any-return]
+        return metaclass(f"Fabric{cls.__name__}", (mixin, cls), body)
     except TypeError as error:
         raise WrongTypeError(
             f"A {cls.__qualname__} cannot be set up: its class does not allow a subclass that adds to it ({error}). "

@@ -1,4 +1,4 @@
-"""Catching what would train wrongly without a word: a bare ``loss.backward()``, a method that passes the strategy by."""
+"""Catching what would train wrongly without a word: a bare ``loss.backward()``, a method that bypasses the strategy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class BackwardGuard:
         for parameter in module.parameters():
             if parameter.requires_grad and id(parameter) not in self._watched:
                 self._watched.add(id(parameter))
-                parameter.register_post_accumulate_grad_hook(self._check)
+                register: Any = parameter.register_post_accumulate_grad_hook
+                register(self._check)
 
     def _check(self, _: Tensor) -> None:
         if not self.inside:

@@ -106,7 +106,8 @@ def wrap_module(original: nn.Module, forward_module: nn.Module, precision: Preci
     """
     if not isinstance(original, nn.Module):
         raise WrongTypeError(f"A torch.nn.Module is needed here, not a {type(original).__qualname__}.")
-    face = put_on(_face_for(type(original)), original)
+    cls: Any = type(original)
+    face = put_on(_face_for(cls), original)
     _set(face, "_forward_module", forward_module)
     _set(face, "_forward_methods", {name for name in STEP_METHODS if hasattr(type(original), name)})
     _set(face, "_wraps", forward_module is not original)
@@ -130,7 +131,7 @@ def _counted(face: FabricModule, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def _face_for(cls: type[nn.Module]) -> type[FabricModule]:
+def _face_for(cls: Any) -> type[FabricModule]:
     """The mixin for one class of models, with a watched version of each method that the class adds to ``nn.Module``."""
     methods = {
         name: _watched(name, function)

@@ -34,7 +34,7 @@ class FabricOptimizer(_Base):
     _patched_step: Callable[..., Any] | None
 
     @property
-    def step(self) -> Callable[..., Any]:  # type: ignore[override]
+    def step(self) -> Callable[..., Any]:
         """Step, unless a window of ``fabric.accumulate`` is still open. Takes the user's closure, if any.
 
         A property, because learning-rate schedulers replace the method on the instance; what they put there belongs

@@ -1,0 +1,175 @@
+"""The default process group: made by the first who needs it, given back by the last.
+
+[Note: modules before groups] A wrapper that averages gradients holds the group in C++. If it is the last to let go, it
+joins the group's threads while it holds the interpreter's lock, which one of these threads may be waiting for: the
+process hangs at its very end. So such wrappers are released before the group is destroyed (`Membership.guard`).
+For the same reason ``torch.distributed.nn.functional`` is imported here, before there is a group: the defaults of its
+arguments would capture a group that exists by then, and keep it until the process ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional  # [Note: modules before groups]
+
+from fabric_core.errors import ConfigurationError, UnsupportedError
+from fabric_core.supervisor.variables import ERROR_DIR
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_LOOPBACK_NAMES = ("lo", "lo0")
+_INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
+
+_members: list[Membership] = []
+_undo = ExitStack()
+
+
+class Membership:
+    """One strategy's part in the default group.
+
+    Attributes:
+        owned: Whether the group was made here. One that the user has made is used and never destroyed.
+    """
+
+    def __init__(self, owned: bool) -> None:
+        self.owned = owned
+        self._guarded: WeakKeyDictionary[torch.nn.Module, Callable[[Any], None]] = WeakKeyDictionary()
+        if not _members:
+            atexit.register(leave_all)
+        _members.append(self)
+
+    def guard(self, module: torch.nn.Module, release: Callable[[Any], None]) -> None:
+        """Call ``release(module)`` before the group is left, if ``module`` is still there."""
+        self._guarded[module] = release
+
+    def leave(self) -> None:
+        """Let go of the group; the last of its owners destroys it. Called on every rank; safe to call twice."""
+        if self not in _members:
+            return
+        for module, release in list(self._guarded.items()):
+            release(module)
+        _members.remove(self)
+        if not _members:
+            atexit.unregister(leave_all)
+        if self.owned and not any(member.owned for member in _members):
+            _destroy()
+
+
+def join(
+    backend: str,
+    store: Callable[[], Store],
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    timeout: timedelta,
+    loopback: bool = False,
+) -> Membership:
+    """Join the default process group, or make it when there is none. Called on every rank.
+
+    Args:
+        backend: What ``torch.distributed`` calls it.
+        store: Gives a store that all ranks share and whose keys are unused. Called only when there is no group.
+        rank, world_size: Who this process is.
+        device: The device of this process, current already.
+        timeout: How long a collective may take.
+        loopback: Whether all ranks are on this machine, so that nothing has to listen beyond it.
+
+    Raises:
+        ConfigurationError: There is a group already, and it is of another size.
+        UnsupportedError: This PyTorch does not have the backend.
+    """
+    if dist.is_initialized():
+        _check_same(rank, world_size)
+        return Membership(owned=any(member.owned for member in _members))
+    _check_backend(backend)
+    hook = sys.excepthook
+    if loopback:
+        _stay_on_loopback()
+    try:
+        dist.init_process_group(
+            backend,
+            store=store(),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=device if device.type != "cpu" and device.index is not None else None,
+        )
+    except BaseException:
+        _undo.close()
+        raise
+    if ERROR_DIR in os.environ:
+        sys.excepthook = hook  # a supervisor names the rank; PyTorch would put it before every line
+    else:
+        _undo.callback(_put_back_hook, sys.excepthook, hook)
+    return Membership(owned=True)
+
+
+def leave_all() -> None:
+    """End every membership. Called when the process ends."""
+    for member in _members.copy():
+        member.leave()
+
+
+def backend_for(device: torch.device, wanted: str | None) -> str:
+    """The backend that was asked for, else PyTorch's own choice for the device, else gloo."""
+    if wanted is not None:
+        return wanted
+    try:
+        return dist.get_default_backend_for_device(device)
+    except ValueError:
+        return "gloo"
+
+
+def _check_same(rank: int, world_size: int) -> None:
+    there = (dist.get_rank(), dist.get_world_size())
+    if there != (rank, world_size):
+        raise ConfigurationError(
+            f"A process group exists already, in which this is rank {there[0]} of {there[1]}, but by the flags and the "
+            f"environment it is rank {rank} of {world_size}. Destroy that group first, or ask for devices and "
+            "num_nodes that fit it."
+        )
+
+
+def _check_backend(backend: str) -> None:
+    for name in (part.rpartition(":")[2] for part in backend.split(",")):
+        if not dist.is_backend_available(name):
+            raise UnsupportedError(
+                f"The process group backend {name!r} was asked for, but PyTorch {torch.__version__} here was built "
+                f"without it. Set process_group_backend to one of those that it has, such as 'gloo'."
+            )
+
+
+def _stay_on_loopback() -> None:
+    """Make gloo's sockets, also those of groups that are made later, listen on loopback; the user's choice stays."""
+    if _INTERFACE_VARIABLE in os.environ or os.name != "posix":
+        return
+    name = next((name for _, name in socket.if_nameindex() if name in _LOOPBACK_NAMES), None)
+    if name is not None:
+        os.environ[_INTERFACE_VARIABLE] = name
+        _undo.callback(os.environ.pop, _INTERFACE_VARIABLE, None)
+
+
+def _put_back_hook(installed: Any, before: Any) -> None:
+    if sys.excepthook is installed:
+        sys.excepthook = before
+
+
+def _destroy() -> None:
+    try:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    finally:
+        _undo.close()

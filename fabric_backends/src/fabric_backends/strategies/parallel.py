@@ -1,0 +1,273 @@
+"""The base of strategies with a process per device and a ``torch.distributed`` group among them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fabric_backends import collectives
+from fabric_backends.messages import broadcast_object
+from fabric_backends.process_group import Membership, backend_for, join
+from fabric_backends.rendezvous import meet
+from fabric_core.contracts.cluster_environment import ClusterEnvironment
+from fabric_core.contracts.strategy import ReduceOp, Strategy
+from fabric_core.errors import CheckpointError, ConfigurationError, OptionsError, SetupError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+INIT_TIMEOUT = 300.0
+"""Seconds in which every rank has to come to the start of the job, where a slow one is loading its libraries."""
+
+TIMEOUT = 600.0
+"""Seconds that a collective may take: PyTorch's own choice for NCCL. For gloo, it would be half an hour."""
+
+_LOOKING_FOR_PEERS = 2.0  # seconds; who gives up waiting does so at about the same time on all ranks
+
+
+class ParallelStrategy(Strategy):
+    """A process per device, joined by the default process group.
+
+    It does everything but the training itself: ranks, the store, the group, collectives, checkpoints that succeed or
+    fail on all ranks alike. A subclass says how modules and optimizers are set up.
+
+    Args:
+        process_group_backend: What ``torch.distributed`` calls it. Default: the accelerator's, else PyTorch's own
+            for the device, else gloo.
+        timeout: How long a collective may take, in seconds or as a ``timedelta``. Raise it when one rank prepares
+            data for longer than that while the others wait.
+        init_timeout: How long the ranks wait for each other at the start, likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        process_group_backend: str | None = None,
+        timeout: float | timedelta = TIMEOUT,
+        init_timeout: float | timedelta = INIT_TIMEOUT,
+    ) -> None:
+        self.process_group_backend = process_group_backend
+        self.timeout = _duration("timeout", timeout)
+        self.init_timeout = _duration("init_timeout", init_timeout)
+        self._store: Store | None = None
+        self._membership: Membership | None = None
+        self._barriers = 0
+
+    # -- who am I -------------------------------------------------------------------------------------------------
+
+    @property
+    def _environment(self) -> ClusterEnvironment:
+        return self.surroundings.cluster_environment
+
+    @property
+    def world_size(self) -> int:
+        """How many processes the job has; before they are started, how many it will have."""
+        if self._environment.creates_processes_externally:
+            return self._environment.world_size()
+        return self.surroundings.processes_per_node * self.surroundings.num_nodes
+
+    @property
+    def global_rank(self) -> int:
+        """From the cluster environment."""
+        return self._environment.global_rank()
+
+    @property
+    def local_rank(self) -> int:
+        """From the cluster environment."""
+        return self._environment.local_rank()
+
+    @property
+    def node_rank(self) -> int:
+        """From the cluster environment."""
+        return self._environment.node_rank()
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store | None:
+        """The store of the job, in which all ranks have met. Reading it the first time waits for every rank.
+
+        Raises:
+            LaunchError: Some did not come within ``init_timeout``.
+        """
+        if self._store is None and self.world_size > 1:
+            self._store = meet(self._environment, timeout=self.init_timeout)
+        return self._store
+
+    def connect(self) -> None:
+        """Make the device current and join the process group. Called on every rank, once.
+
+        A group that the user has initialised is used as it is, and left alone by `teardown`.
+
+        Raises:
+            LaunchError: Some ranks did not come within ``init_timeout``.
+            ConfigurationError: There is a group of another size.
+        """
+        surroundings, device = self.surroundings, self.root_device
+        surroundings.accelerator.setup_device(device)
+        wanted = self.process_group_backend or surroundings.accelerator.process_group_backend
+        self._membership = join(
+            backend_for(device, wanted),
+            lambda: self.store or meet(self._environment, timeout=self.init_timeout),
+            rank=self.global_rank,
+            world_size=self.world_size,
+            device=device,
+            timeout=self.timeout,
+            loopback=self._environment.single_node,
+        )
+
+    def teardown(self) -> None:
+        """Release the modules, then leave the process group. Called on every rank; safe to call twice."""
+        if self._membership is not None:
+            self._membership.leave()
+        self._membership = self._store = None
+
+    # -- setting up -----------------------------------------------------------------------------------------------
+
+    def synchronize_module(self, module: nn.Module) -> None:
+        """Give every rank the weights and buffers of rank 0, in place. Called on every rank."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            collectives.broadcast_(tensor)
+
+    # -- talking to the other ranks -------------------------------------------------------------------------------
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for every rank; all have to give the same name. Called on every rank.
+
+        Raises:
+            SetupError: The ranks wait at different barriers, or some never came.
+        """
+        self._barriers += 1
+        try:
+            collectives.barrier(name, self.root_device)
+        except SetupError:
+            raise
+        except RuntimeError as error:
+            missing = self._absent()
+            if not missing:
+                raise
+            raise SetupError(
+                f"Not every rank came to the barrier{'' if name is None else f' {name!r}'}: missing are "
+                f"{', '.join(map(str, missing))} of {self.world_size}. They have failed, or are still busy, or have "
+                "gone another way. The option 'timeout' sets how long to wait."
+            ) from error
+
+    def _absent(self) -> list[int]:
+        """The ranks that do not fail at the present barrier as this one does; none when that cannot be found out."""
+        store, here = self._store, f"barrier/{self._barriers}"
+        if store is None:
+            return []
+        missing = [rank for rank in range(self.world_size) if rank != self.global_rank]
+        with suppress(dist.DistError):
+            store.set(f"{here}/{self.global_rank}", "waiting")
+            until = time.monotonic() + _LOOKING_FOR_PEERS
+            while missing and time.monotonic() < until:
+                time.sleep(0.05)
+                missing = [rank for rank in missing if not store.check([f"{here}/{rank}"])]
+            return missing
+        return []
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Send an object from rank ``src``. Called on every rank; what the others pass is ignored.
+
+        Returns:
+            The object of rank ``src``; its tensors are detached.
+
+        Raises:
+            ConfigurationError: There is no rank ``src``.
+            WrongTypeError: The object cannot be pickled; on every rank.
+        """
+        if not 0 <= src < self.world_size:
+            raise ConfigurationError(
+                f"broadcast was asked to send from rank {src}. The ranks are 0 to {self.world_size - 1}."
+            )
+        return broadcast_object(obj, src, self.root_device)
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        """As the contract. With ``sync_grads``, a rank's gradient is the sum of what all ranks make of its part."""
+        if sync_grads and tensor.requires_grad and torch.is_grad_enabled():
+            return collectives.all_gather_with_gradient(tensor, group)
+        return collectives.all_gather(tensor, group)
+
+    def all_reduce(self, tensor: Tensor, op: ReduceOp = "mean", group: Any = None) -> Tensor:
+        """As the contract. Truth values are combined as numbers would be: a sum is true when one of them is."""
+        return collectives.all_reduce(tensor, op, group)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state of an optimizer; one that keeps it in shards collects it on rank 0 and is empty elsewhere."""
+        consolidate = getattr(optimizer, "consolidate_state_dict", None)
+        if consolidate is None:
+            return optimizer.state_dict()
+        consolidate(0)
+        return optimizer.state_dict() if self.global_rank == 0 else {}
+
+    def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Write the checkpoint on rank 0. Called on every rank; returns on every rank when it is on disk.
+
+        Raises:
+            CheckpointError: It cannot be written; on every rank.
+        """
+        failure: Exception | None = None
+        if self.global_rank == 0:
+            try:
+                self.surroundings.checkpoint_io.save(path, checkpoint)
+            except Exception as error:  # the other ranks wait, and have to be told
+                failure = error
+        reason = self.broadcast(None if failure is None else _reason(failure))
+        if isinstance(failure, CheckpointError):
+            raise failure
+        if reason is not None:
+            raise CheckpointError(f"Rank 0 could not write the checkpoint {path}: {reason}") from failure
+
+    def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
+        """Read a checkpoint on every rank, onto the CPU. Called on every rank.
+
+        Raises:
+            CheckpointError: Some rank could not read it; on every rank. Where it is its own failure, of the same type.
+        """
+        failure: Exception | None = None
+        checkpoint: dict[str, Any] = {}
+        try:
+            checkpoint = self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
+        except Exception as error:  # the other ranks wait, and have to be told
+            failure = error
+        failed = self._ranks_where(failure is not None)
+        if not failed:
+            return checkpoint
+        reason = self.broadcast(None if failure is None else _reason(failure), src=failed[0])
+        if failure is not None:
+            raise failure
+        raise CheckpointError(
+            f"Rank {failed[0]} could not read the checkpoint {path}, which rank {self.global_rank} can: {reason} "
+            "Is it on a disk that all nodes share?"
+        )
+
+    def _ranks_where(self, flag: bool) -> list[int]:
+        """The ranks that pass true. Called on every rank."""
+        flags = collectives.all_gather(torch.tensor(flag, device=self.root_device))
+        return [rank for rank, value in enumerate(flags.tolist()) if value]
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+
+
+def _duration(option: str, value: float | timedelta) -> timedelta:
+    with suppress(TypeError, OverflowError):
+        duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
+        if duration > timedelta():
+            return duration
+    raise OptionsError(
+        f"The option {option} is {value!r}. It takes a number of seconds above 0, or a timedelta."
+    )
