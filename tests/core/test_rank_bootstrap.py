@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor import RankCommand, current_command
 
@@ -52,7 +53,12 @@ print(json.dumps({{
 def python(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FABRIC")}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=30
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**clean, **env},
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
 
 
@@ -76,7 +82,9 @@ def project(tmp_path: Path) -> Path:
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
         archive.writestr("__main__.py", facts)
         archive.writestr("sibling.py", "")
-    package = FACTS.format(sibling="package.sibling").replace("import package.sibling", "from . import sibling")
+    package = FACTS.format(sibling="package.sibling").replace(
+        "import package.sibling", "from . import sibling"
+    )
     package = package.replace("package.sibling.__file__", "sibling.__file__")
     for name in ("package/__init__", "package/sibling"):
         write(tmp_path / f"{name}.py", "")
@@ -129,9 +137,9 @@ PROGRAMS = {
     "exits with 3": "raise SystemExit(3)",
     "exits with a message": "import sys\nsys.exit('no data')",
     "exits with an object": "import sys\nsys.exit(['a', 1])",
-    "has a hook": "import sys\nsys.excepthook = lambda *a: print('hook:', a[1], file=sys.stderr)\nraise ValueError('x')",
+    "has a hook": "import sys\nsys.excepthook = lambda *a: print('hook:', a[1], file=sys.stderr)\n1 / 0",
     "ends in a function registered to run last": "import atexit\natexit.register(print, 'last')\n1 / 0",
-    "groups": "raise RuntimeError('x') if __import__('sys').version_info < (3, 11) else ExceptionGroup('x', [OSError(1)])",
+    "raises a group": "raise getattr(__builtins__, 'ExceptionGroup', RuntimeError)('x', [OSError(1)])",
 }
 
 
@@ -160,7 +168,9 @@ def test_a_package_that_raises_shows_only_its_own_frames(tmp_path):
 
 
 def test_an_interrupt_ends_a_program_in_silence(tmp_path):
-    write(tmp_path / "train.py", "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)")
+    write(
+        tmp_path / "train.py", "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)"
+    )
     rank = python(*BOOTSTRAP, "train.py", cwd=tmp_path)
     assert (rank.returncode, rank.stderr) == (130, "")
 
@@ -213,26 +223,48 @@ if seen != (1, True, True, ["--devices", "2"]):
 """
 
 
+PLAIN = """\
+Traceback (most recent call last):
+  File "{path}", line 5, in <module>
+    raise ValueError("boom")
+ValueError: boom
+"""
+
+
 def test_a_module_runs_on_every_rank(tmp_path):
     write(tmp_path / "package/__init__.py", "")
     write(tmp_path / "package/names.py", "WHO = 'rank'")
-    write(tmp_path / "package/train.py", "import os\nfrom .names import WHO\nopen(WHO + os.environ['RANK'], 'w')")
+    write(
+        tmp_path / "package/train.py",
+        "import os\nfrom .names import WHO\nopen(WHO + os.environ['RANK'], 'w')",
+    )
     job = python("-c", SUPERVISED, "-m", "package.train", cwd=tmp_path)
     assert (job.returncode, job.stderr) == (0, "")
     assert sorted(path.name for path in tmp_path.glob("rank?")) == ["rank0", "rank1"]
 
 
-def test_the_hook_that_a_program_has_set_writes_the_last_traceback(tmp_path):
-    source = """
-    import os, sys, time
-    sys.excepthook = lambda kind, error, tb: print(f"<<{error} at line {tb.tb_lineno}>>", file=sys.stderr)
+@pytest.mark.parametrize(
+    ("hook", "shown"),
+    [
+        ('print(f"<<{error} at line {tb.tb_lineno}>>", file=sys.stderr)', "<<boom at line 5>>\n"),
+        ("None", PLAIN),
+        # A mark before each line is dropped, because the headline names the rank.
+        ("[print('[rank1]:', line, file=sys.stderr) for line in PLAIN.splitlines()]", PLAIN),
+    ],
+    ids=["its own form", "no form", "a mark"],
+)
+def test_the_hook_that_a_program_has_set_writes_the_last_traceback(tmp_path, hook, shown):
+    source = f"""
+    import os, sys, time; PLAIN = os.environ["PLAIN"]
+    sys.excepthook = lambda kind, error, tb: {hook}
     if os.environ["RANK"] == "1":
         raise ValueError("boom")
     time.sleep(60)
     """
-    write(tmp_path / "train.py", source)
-    job = python("-c", SUPERVISED, "-", "train.py", cwd=tmp_path)
-    assert job.stderr == "fabric: rank 1 failed: ValueError: boom\n<<boom at line 5>>\n"
+    script = write(tmp_path / "train.py", source)
+    shown = shown.format(path=script)
+    job = python("-c", SUPERVISED, "-", "train.py", cwd=tmp_path, PLAIN=shown)
+    assert job.stderr == f"fabric: rank 1 failed: ValueError: boom\n{shown}"
 
 
 # ------------------------------------------------------------------------------------ starting the program again
@@ -250,7 +282,9 @@ os.write(1, f"{os.environ['RANK']} {sys.argv[1:]}\\n".encode())
 
 
 @pytest.mark.parametrize(
-    "start", [["train.py"], ["folder"], ["-m", "train"], ["-m", "folder"], ["train.py", "chdir"]], ids=" ".join
+    "start",
+    [["train.py"], ["folder"], ["-m", "train"], ["-m", "folder"], ["train.py", "chdir"]],
+    ids=" ".join,
 )
 def test_a_running_program_can_be_started_again(tmp_path, start):
     for name in ("train.py", "folder/__main__.py"):

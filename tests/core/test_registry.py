@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -75,7 +75,9 @@ def test_a_plugin_that_cannot_be_imported_is_kept_as_a_problem(site: Site, code:
     assert "good" in names(registry)
     (told,) = problems(registry, "aaa-broken")
     assert message in told
-    with pytest.raises(UnknownPluginError, match=r"Found but broken: aaa-broken \(.*" + message.split(":")[0]):
+    with pytest.raises(
+        UnknownPluginError, match=r"Found but broken: aaa-broken \(.*" + message.split(":")[0]
+    ):
         registry.one("strategy", "aaa")
     with pytest.raises(BrokenPluginError, match="aaa-broken") as caught:
         registry.one("strategy", "aaa@aaa_broken")
@@ -203,6 +205,32 @@ def test_a_hook_with_wrong_arguments_breaks_its_plugin_only(site: Site) -> None:
     assert resolve(Request(accelerator="cpu"), registry).strategy.name == "single_device"
 
 
+@pytest.mark.parametrize(
+    ("code", "hides"),
+    [
+        ("raise RuntimeError\ndef fabric_strategies(): ...", False),
+        ("raise RuntimeError\ndef fabric_accelerators(): ...", True),
+        ("from fabric_core import hookimpl\n@hookimpl\ndef fabric_accelerators():\n    1 / 0", True),
+        ("from fabric_core import hookimpl\n@hookimpl\ndef fabric_acelerators(): ...", True),
+        ("def fabric_accelerators(): ...", True),
+        ("from fabric_core import hookimpl\n@hookimpl\ndef fabric_stratgies(): ...", False),
+    ],
+)
+def test_only_what_may_offer_hardware_stands_in_the_way_of_auto(site: Site, code: str, hides: bool) -> None:
+    site.install("ruin", code)
+    (problem,) = (p for p in site.registry().problems if p.distribution == "ruin")
+    assert problem.hides_accelerators is hides
+
+
+def test_a_hooks_module_without_a_package_or_a_file_is_judged_too(site: Site) -> None:
+    (site.folder / "lonely.py").write_text("raise RuntimeError")
+    site.modules.add("lonely")
+    for module in ("lonely", "not_even_there.hooks"):
+        site.install("ruin", entry_points=f"[fabric_core.plugins]\nmain = {module}\n")
+        (problem,) = (p for p in site.registry().problems if p.distribution == "ruin")
+        assert problem.hides_accelerators is (module != "lonely"), "what cannot be read may hide anything"
+
+
 # -- files that other people wrote ----------------------------------------------------------------------------------
 
 
@@ -224,7 +252,9 @@ def test_a_malformed_foreign_entry_points_file_disturbs_nobody(site: Site, text:
     assert problems(registry, "foreign") == []
 
 
-@pytest.mark.parametrize("metadata", ["", "Metadata-Version: 2.1\n\nName: in the description\n", "Version: 1\n"])
+@pytest.mark.parametrize(
+    "metadata", ["", "Metadata-Version: 2.1\n\nName: in the description\n", "Version: 1\n"]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_plugin_whose_metadata_has_no_name_is_reported_by_its_folder(site: Site, metadata: str) -> None:
     site.install("nameless", GOOD, metadata=metadata)
@@ -242,7 +272,9 @@ def test_a_plugin_whose_metadata_has_no_version_is_reported(site: Site) -> None:
     assert "have no version" in told
 
 
-@pytest.mark.parametrize("line", ["main =", "main = not a module", "main = a.b:c", "nonsense", "= a.b", "main=a..b"])
+@pytest.mark.parametrize(
+    "line", ["main =", "main = not a module", "main = a.b:c", "nonsense", "= a.b", "main=a..b"]
+)
 def test_an_entry_of_ours_that_names_no_module_is_reported(site: Site, line: str) -> None:
     site.install("lines", entry_points=f"[fabric_core.plugins]\n{line}\n")
     site.install("good", GOOD)
@@ -329,7 +361,14 @@ def test_two_distributions_with_one_name_are_an_error_only_when_it_is_used(clash
     with pytest.raises(AmbiguousPluginError) as caught:
         resolve(Request(accelerator="cpu", strategy="fast"), registry)
     told = str(caught.value)
-    for part in ("acme 1.1", "zenith 2.2", "'fast@acme'", "'Fast@zenith'", "FABRIC_PLUGINS_DENY=acme", "uninstall"):
+    for part in (
+        "acme 1.1",
+        "zenith 2.2",
+        "'fast@acme'",
+        "'Fast@zenith'",
+        "FABRIC_PLUGINS_DENY=acme",
+        "uninstall",
+    ):
         assert part in told
 
 
@@ -375,14 +414,14 @@ def test_a_name_of_another_kind_is_recognised() -> None:
 
 
 def test_a_known_name_that_is_not_installed_is_answered_with_what_to_install() -> None:
-    registry = Registry(environ={}, find=lambda: [])
+    registry = Registry(environ={}, find=list)
     with pytest.raises(UnknownPluginError, match="It belongs to fabric-backends, which is installed"):
         registry.one("precision", "bf16-mixed")
 
 
 def test_hints_say_pip_install_only_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fabric_core.registry.hints.installed_version", lambda name: None)
-    registry = Registry(environ={}, find=lambda: [])
+    registry = Registry(environ={}, find=list)
     with pytest.raises(UnknownPluginError, match="It comes with: pip install fabric-backends"):
         registry.one("precision", "bf16-mixed")
 
@@ -390,11 +429,7 @@ def test_hints_say_pip_install_only_for_what_is_missing(monkeypatch: pytest.Monk
 # -- blocking --------------------------------------------------------------------------------------------------------
 
 
-MARKED = """
-    import os
-    with open({marker!r}, "a") as file:
-        file.write("imported\\n")
-"""
+MARKED = "open({marker!r}, 'a').close()"
 
 
 @pytest.mark.parametrize(
@@ -416,6 +451,7 @@ def test_a_blocked_plugin_is_never_imported(
     marker = tmp_path / "marker"
     site.install_strategy("marked-plugin", "marked", before=MARKED.format(marker=str(marker)))
     registry = site.registry(**environ)
+    assert problems(registry, "marked-plugin") == []
     assert marker.exists() == imported
     assert ("marked_plugin.hooks" in sys.modules) == imported
     assert ("marked" in names(registry)) == imported
@@ -496,7 +532,7 @@ def test_any_object_with_hooks_can_be_registered_by_hand() -> None:
         def fabric_strategies(self) -> list[StrategySpec]:
             return [StrategySpec("by_hand", "a.b:C")]
 
-    registry = Registry(environ={}, find=lambda: [])
+    registry = Registry(environ={}, find=list)
     registry.register(Hooks(), distribution="mine")
     assert registry.one("strategy", "by_hand@mine").version == "0"
     simple = SimpleNamespace(fabric_strategies=hookimpl(lambda: [StrategySpec("simple", "a.b:C")]))
@@ -521,21 +557,28 @@ print(json.dumps({{
 """
 
 
-def test_hundreds_of_distributions_are_searched_within_sixty_milliseconds(site: Site, python: Run) -> None:
+def test_hundreds_of_distributions_are_searched_within_sixty_milliseconds(
+    site: Site, python: Run, least: Any
+) -> None:
     for number in range(300):
         site.install(f"foreign-{number}", entry_points="[console_scripts]\nx = y:z\n")
     for number in range(20):
         site.install_strategy(f"plugin-{number}", f"strategy_{number}")
-    runs = []
-    for _ in range(6):  # the first writes the bytecode
+
+    def measure() -> float:
         ended = python("-c", TIMED.format(folder=str(site.folder), first=""))
         assert ended.returncode == 0, ended.stderr
-        runs.append(json.loads(ended.stdout))
-    assert {(run["parts"], run["torch"]) for run in runs} == {(20, False)}
-    assert min(run["seconds"] for run in runs) < 0.060, [run["seconds"] for run in runs]
+        found = json.loads(ended.stdout)
+        assert (found["parts"], found["torch"], found["problems"]) == (20, False, [])
+        return float(found["seconds"])
+
+    measure()  # the first writes the bytecode
+    assert least(measure, 0.060) < 0.060
 
 
-@pytest.mark.parametrize("first", ["import importlib_metadata", "import importlib.metadata, pkgutil", "import torch"])
+@pytest.mark.parametrize(
+    "first", ["import importlib_metadata", "import importlib.metadata, pkgutil", "import torch"]
+)
 def test_what_was_imported_first_changes_nothing(site: Site, python: Run, first: str) -> None:
     pytest.importorskip(first.split()[1].rstrip(","))
     site.install_strategy("plugin-1", "strategy_1")
@@ -547,7 +590,9 @@ def test_what_was_imported_first_changes_nothing(site: Site, python: Run, first:
 
 
 def test_distribution_names_are_compared_as_pip_does() -> None:
-    assert {discovery.canonical(name) for name in ("Fabric_Core", "fabric.core", "fabric--core")} == {"fabric-core"}
+    assert {discovery.canonical(name) for name in ("Fabric_Core", "fabric.core", "fabric--core")} == {
+        "fabric-core"
+    }
 
 
 def test_the_version_of_what_is_not_installed_is_none() -> None:

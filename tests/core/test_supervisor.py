@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from fabric_core.errors import LaunchError, RankFailedError
 from fabric_core.supervisor import (
     Failure,
@@ -345,8 +346,8 @@ def test_exit_codes_survive_a_parent_that_ignores_its_children(start):
 def test_kill_9_of_the_parent_leaves_no_rank_and_no_worker_alive(start):
     source = """
     import subprocess
-    worker = "from fabric_core.orphans import die_with_parent as d; d(); print('up', flush=True); import time; time.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE)
+    worker = "import time; from fabric_core.orphans import die_with_parent; die_with_parent(); print('up', flush=True)"
+    child = subprocess.Popen([sys.executable, "-c", f"{worker}; time.sleep(60)"], stdout=subprocess.PIPE)
     child.stdout.readline()
     ready()
     time.sleep(60)
@@ -595,9 +596,15 @@ import fabric_core.supervisor
 print((time.process_time() - started) * 1000)
 print(*sys.modules)
 """
-    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}  # as when installed
+    env = {
+        **os.environ,
+        "PYTHONPYCACHEPREFIX": str(tmp_path),
+        "PYTHONDONTWRITEBYTECODE": "",
+    }  # as when installed
     runs = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env).stdout
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
+        ).stdout
         for _ in range(4)
     ]
     assert min(float(run.splitlines()[0]) for run in runs) < 60, "milliseconds of CPU"
@@ -654,7 +661,6 @@ if __name__ == "__main__":
     assert threading.active_count() == 1
     print("the parent lives on")
 """
-CALL = f"import runpy, sys; runpy.run_path('program.py', run_name='__main__')"
 
 
 @pytest.fixture

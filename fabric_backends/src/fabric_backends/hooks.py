@@ -64,6 +64,7 @@ def fabric_strategies() -> Iterator[StrategySpec]:
         supports=("*",),
         rejects=("mps",),
         volunteers_for=("many", "many_nodes"),
+        priority=10,
         launcher="script",
         description="every process holds the whole model; gradients are averaged",
     )
@@ -89,6 +90,7 @@ def fabric_strategies() -> Iterator[StrategySpec]:
         supports=("*",),
         rejects=("mps",),
         volunteers_for=("notebook",),
+        priority=10,
         launcher="fork",
         description="ddp for notebooks and prompts",
     )
@@ -111,7 +113,9 @@ def fabric_precisions() -> Iterator[PrecisionSpec]:
     yield PrecisionSpec(
         "64-true", true, aliases=("64",), options={"dtype": "float64"}, description="float64 everywhere"
     )
-    yield PrecisionSpec("16-true", true, options={"dtype": "float16"}, description="float16 everywhere, unscaled")
+    yield PrecisionSpec(
+        "16-true", true, options={"dtype": "float16"}, description="float16 everywhere, unscaled"
+    )
     yield PrecisionSpec("bf16-true", true, options={"dtype": "bfloat16"}, description="bfloat16 everywhere")
     yield PrecisionSpec(
         "16-mixed",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fabric_core.data.iteration import LoaderTracker
-from fabric_core.errors import ConfigurationError
+from fabric_core.errors import ConfigurationError, SetupError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fabric_core.wrappers.optimizer import GradientState
 
 
-@dataclass
+@dataclass(eq=False)
 class Window:
     """The micro-batches between two steps of one model.
 
@@ -19,11 +26,17 @@ class Window:
         index: The number of the current one, from 0.
         correction: What the gradients collected so far have to be multiplied with, because the window became shorter
             than it was when their losses were divided (the loop was left early, or a batch was dropped); mostly 1.
+        has_loss: Whether ``backward`` was called in the current micro-batch. One without does not count.
+        pending: Whether ``backward`` was called in it, and no optimizer was asked to step since.
+        outer: The window around this one.
     """
 
     length: int = 1
     index: int = 0
     correction: float = 1.0
+    has_loss: bool = False
+    pending: bool = False
+    outer: Window | None = None
 
     @property
     def is_full(self) -> bool:
@@ -41,33 +54,91 @@ class Accumulation:
     def __init__(self, tracker: LoaderTracker) -> None:
         self.active: Window | None = None
         self._tracker = tracker
-        self._windows: dict[tuple[int, ...], Window] = {}
+        self._windows: dict[tuple[weakref.ref[Any], ...], Window] = {}
 
     @property
     def is_open(self) -> bool:
         """Whether a window is running that is not full yet, so that optimizers have to wait."""
         return self.active is not None and not self.active.is_full
 
-    @property
-    def length(self) -> int:
-        """What losses are divided by."""
-        return 1 if self.active is None else self.active.length
+    def share(self, loss: Tensor) -> Tensor:
+        """What a loss contributes: its part of the window's mean. Called before each backward pass."""
+        if self.active is None:
+            return loss
+        for window in self._around():
+            window.has_loss = window.pending = True
+        return loss if self.active.length == 1 else loss / self.active.length
+
+    def lets_step(self, gradients: GradientState, closure: Callable[[], Any] | None) -> bool:
+        """Whether an optimizer steps now. Called when it is asked to.
+
+        Raises:
+            SetupError: Its gradients cannot be those of the window.
+        """
+        full = True
+        if self.active is not None and self.active.length > 1:
+            full = self.active.is_full
+            _check_step(self.active, closure)
+            for window in self._around():
+                window.pending = False
+        gradients.applied, gradients.waiting = full, not full
+        return full
+
+    def lets_zero(self, gradients: GradientState) -> bool:
+        """Whether an optimizer drops its gradients now. Called when it is asked to.
+
+        Loops do so after the step, or first of all; either way, what waits for the end of the window has to stay.
+        """
+        window = self.active
+        if window is None or window.length == 1 or gradients.applied:
+            drops = True
+        elif window.pending:
+            drops = window.is_full
+        else:
+            drops = window.index == 0 and not gradients.waiting
+        if drops:
+            gradients.applied = gradients.waiting = False
+        return drops
 
     @contextmanager
-    def enter(self, key: tuple[int, ...], every: int) -> Iterator[Window]:
-        """Run one micro-batch in the window of ``key``; when it fails, it does not count."""
+    def enter(self, models: Iterable[Any], every: int) -> Iterator[Window]:
+        """Run one micro-batch in the window of some models; when it fails, it does not count."""
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ConfigurationError(
                 f"accumulate(every={every!r}) has to be a whole number of batches, from 1."
             )
-        window = self._windows.setdefault(key, Window(length=0))
+        window = self._window_of(models)
+        if window in self._around():
+            raise SetupError(
+                "fabric.accumulate was entered for a model inside of its own fabric.accumulate block."
+            )
         self._measure(window, every)
-        outer, self.active = self.active, window
+        window.outer, self.active = self.active, window
+        window.has_loss = window.pending = False
         try:
             yield window
         finally:
-            self.active = outer
-        window.index = 0 if window.is_full else window.index + 1
+            self.active, window.outer = window.outer, None
+        if window.has_loss:
+            window.index = 0 if window.is_full else window.index + 1
+
+    def _window_of(self, models: Iterable[Any]) -> Window:
+        """Found by weak references: a model that is gone leaves its window to no other that gets its address."""
+        key = tuple(weakref.ref(model) for model in models)
+        if key not in self._windows:
+            alive = {
+                models: window
+                for models, window in self._windows.items()
+                if all(model() is not None for model in models)
+            }
+            self._windows = {**alive, key: Window(length=0)}
+        return self._windows[key]
+
+    def _around(self) -> Iterator[Window]:
+        window = self.active
+        while window is not None:
+            yield window
+            window = window.outer
 
     def _measure(self, window: Window, every: int) -> None:
         """A loader that ends before the window is full makes it shorter; without a loader, we count alone."""
@@ -75,3 +146,17 @@ class Accumulation:
         loop, done = self._tracker.current, window.index + 1
         window.length = planned if loop is None else done + loop.remaining(planned - done)
         window.correction = planned / window.length if window.index else 1.0
+
+
+def _check_step(window: Window, closure: Callable[[], Any] | None) -> None:
+    if closure is not None:
+        raise SetupError(
+            "optimizer.step(closure) cannot be used in fabric.accumulate: an optimizer that computes the loss by "
+            "itself, maybe several times, cannot collect gradients over micro-batches. Let the closure loop over them."
+        )
+    if not window.has_loss:
+        raise SetupError(
+            "optimizer.step() was called in fabric.accumulate, but fabric.backward() was not, for this micro-batch. "
+            "Call fabric.backward(loss) instead of loss.backward(): it divides the loss by the length of the window. "
+            "To leave a batch out, leave the block before the step; it does not count then."
+        )

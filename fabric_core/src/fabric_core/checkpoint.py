@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,16 @@ def path_and_state(one: Any, other: Any) -> tuple[Path, Any]:
     return checked_path(paths[0]), other if paths[0] is one else one
 
 
-def checked_path(path: str | os.PathLike[str]) -> Path:
+def checked_path(path: Any) -> Path:
     """A local path.
 
     Raises:
+        WrongTypeError: It is no path.
         CheckpointError: It is the address of something remote.
     """
-    text = os.fspath(path)
+    if not isinstance(path, str | os.PathLike):
+        raise WrongTypeError(f"The path of a checkpoint is needed, not a {type(path).__name__}.")
+    text = os.fsdecode(path)
     if "://" in text:
         raise CheckpointError(f"Only local paths can be written and read, and {text!r} is none.")
     return Path(text)
@@ -67,7 +70,7 @@ def collect(state: Any, strategy: Strategy, precision: Precision, keep: Filter |
     for key, wanted in (keep or {}).items():
         collected[key] = _filtered(key, collected, wanted)
     own = precision.state_dict()
-    if own and any(map(_is_stateful, state.values())):
+    if own and _is_container(state):
         collected[OWN_KEY] = {"precision": own}
     return collected
 
@@ -91,28 +94,46 @@ def restore(
         raise CheckpointError(
             f"The checkpoint holds a {type(checkpoint).__name__}, not a dictionary of states."
         )
-    missing = [key for key in state if key not in checkpoint]
+    missing = list(_missing(state, checkpoint, ""))
     if missing and strict:
         raise CheckpointKeyError(
             f"The checkpoint has no {listing(map(repr, missing))}. It has: {listing(map(repr, checkpoint))}. "
             "Leave the missing keys out of the state, or load with strict=False."
         )
-    for key in [key for key in state if key in checkpoint]:
-        state[key] = _restored(state[key], checkpoint.pop(key), strategy, strict)
+    _restore_entries(state, checkpoint, "", strategy, strict)
     own = checkpoint.pop(OWN_KEY, None)
-    if own is not None and any(map(_is_stateful, state.values())):
+    if own is not None and _is_container(state):
         precision.load_state_dict(own["precision"])
     return checkpoint
 
 
-def restore_raw(checkpoint: Any, obj: Any, strategy: Strategy, strict: bool) -> None:
-    """Put the bare state dict of one model or optimizer back."""
-    if isinstance(obj, nn.Module):
-        strategy.load_module_state_dict(unwrap(obj), checkpoint, strict=strict)
-    elif isinstance(obj, Optimizer):
-        strategy.load_optimizer_state_dict(unwrap(obj), checkpoint)
-    else:
+def restore_raw(checkpoint: Any, obj: Any, strategy: Strategy, strict: bool, name: str = "") -> None:
+    """Put the bare state dict of one model or optimizer back.
+
+    Args:
+        checkpoint: The state dict.
+        obj: Whose.
+        strategy: Whose business it is.
+        strict: Raise when the state dict lacks something, or has more.
+        name: What it is called in the checkpoint; empty when it is all that there is.
+
+    Raises:
+        CheckpointError: The state dict is that of something else.
+        WrongTypeError: ``obj`` is neither a model nor an optimizer.
+    """
+    if not isinstance(obj, nn.Module | Optimizer):
         raise WrongTypeError(f"load_raw restores a model or an optimizer, not a {type(obj).__qualname__}.")
+    original = unwrap(obj)
+    what = f"The checkpoint's {name!r}" if name else "The checkpoint"
+    try:
+        if isinstance(obj, nn.Module):
+            strategy.load_module_state_dict(original, checkpoint, strict=strict)
+        else:
+            strategy.load_optimizer_state_dict(original, checkpoint)
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise CheckpointError(
+            f"{what} does not fit this {type(original).__name__}; what did fit may have been loaded. {error}"
+        ) from error
 
 
 def _saved(value: Any, strategy: Strategy) -> Any:
@@ -120,30 +141,67 @@ def _saved(value: Any, strategy: Strategy) -> Any:
         return strategy.module_state_dict(unwrap(value))
     if isinstance(value, Optimizer):
         return strategy.optimizer_state_dict(unwrap(value))
-    if type(value) is dict:
+    if not _is_container(value):
+        return value.state_dict() if _has_state(value) else value
+    if isinstance(value, Mapping):
         return {key: _saved(entry, strategy) for key, entry in value.items()}
-    return value.state_dict() if _is_stateful(value) else value
+    return [_saved(entry, strategy) for entry in value]
 
 
-def _restored(value: Any, saved: Any, strategy: Strategy, strict: bool) -> Any:
-    """The value that belongs into the state: the same object, restored, or the saved plain value."""
-    if isinstance(value, nn.Module | Optimizer):
-        restore_raw(saved, value, strategy, strict)
-        return value
-    if type(value) is dict and any(map(_is_stateful, value.values())):
-        return {
-            key: _restored(entry, saved.get(key, entry), strategy, strict) for key, entry in value.items()
-        }
-    if _is_stateful(value):
-        value.load_state_dict(saved)
-        return value
-    return saved
+def _missing(state: Mapping[Any, Any], saved: Any, inside: str) -> Iterator[str]:
+    """What a state asks for and a checkpoint lacks, by dotted names."""
+    if not isinstance(saved, Mapping):
+        name = inside.rstrip(".")
+        raise CheckpointError(
+            f"The checkpoint holds a {type(saved).__name__} as {name!r}, where the state has a collection."
+        )
+    for key, value in state.items():
+        if key not in saved:
+            yield f"{inside}{key}"
+        elif _is_container(value):
+            yield from _missing(_entries(value), _entries(saved[key]), f"{inside}{key}.")
 
 
-def _is_stateful(value: Any) -> bool:
-    if type(value) is dict:
-        return any(map(_is_stateful, value.values()))
-    return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+def _restore_entries(
+    state: Any, saved: dict[Any, Any], inside: str, strategy: Strategy, strict: bool
+) -> None:
+    """Restore every entry of a state, and take it out of the checkpoint."""
+    for key, value in list(_entries(state).items()):
+        if key not in saved:
+            continue
+        name, rest = f"{inside}{key}", saved.pop(key)
+        if isinstance(value, nn.Module | Optimizer):
+            restore_raw(rest, value, strategy, strict, name)
+        elif _is_container(value):
+            rest = dict(_entries(rest))
+            _restore_entries(value, rest, f"{name}.", strategy, strict)
+            if rest:
+                saved[key] = rest
+        elif _has_state(value):
+            value.load_state_dict(rest)
+        elif isinstance(state, MutableMapping | list):
+            state[key] = rest
+        else:
+            raise WrongTypeError(
+                f"The value {name!r} cannot be replaced inside of a {type(state).__name__}. Use a dictionary or a list."
+            )
+
+
+def _entries(value: Any) -> Any:
+    return dict(enumerate(value)) if isinstance(value, list | tuple) else value
+
+
+def _has_state(value: Any) -> bool:
+    methods = (getattr(type(value), name, None) for name in ("state_dict", "load_state_dict"))
+    return all(map(callable, methods))
+
+
+def _is_container(value: Any) -> bool:
+    """Whether a value is a collection with something stateful in it; any other collection is a plain value."""
+    if _has_state(value) or not isinstance(value, Mapping | list | tuple):
+        return False
+    entries = value.values() if isinstance(value, Mapping) else value
+    return any(_has_state(entry) or _is_container(entry) for entry in entries)
 
 
 def _filtered(key: str, collected: dict[str, Any], wanted: Callable[[str, Any], bool]) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that suggests the nearest of the known names, or nothing when none is near.
 
     Example:
-        >>> did_you_mean("dpp", ["ddp", "spam"])
-        " Did you mean 'ddp'?"
+        >>> did_you_mean("cpy", ["cpu", "spam"])
+        " Did you mean 'cpu'?"
     """
     near = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 from fabric_core import checkpoint as checkpoints
 from fabric_core.accumulation import Accumulation, Window
 from fabric_core.build import build
-from fabric_core.collectives import averageable, each_tensor
+from fabric_core.collectives import each_tensor, reducible
 from fabric_core.collectives import reduce_op as reduce_op_named
 from fabric_core.consensus import check_same_plan
 from fabric_core.contracts.accelerator import Accelerator
+from fabric_core.contracts.launcher import Launcher
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.data import seed as seeds
 from fabric_core.data.collections import move_to_device, to_scalars
@@ -33,10 +34,10 @@ from fabric_core.plan import AUTO, Plan
 from fabric_core.registry import default_registry
 from fabric_core.request import as_tuple, make_request, replace_deprecated
 from fabric_core.resolve import resolve
-from fabric_core.setting_up import check_not_wrapped, check_parameters, without_compile
+from fabric_core.setting_up import check_model, check_not_wrapped, check_optimizer, without_compile
 from fabric_core.specs import LauncherSpec
 from fabric_core.wrappers.face import unwrap
-from fabric_core.wrappers.guard import BackwardGuard
+from fabric_core.wrappers.guard import BackwardGuard, watch
 from fabric_core.wrappers.module import FabricModule, wrap_module
 from fabric_core.wrappers.optimizer import wrap_optimizer
 
@@ -49,7 +50,7 @@ class Fabric:
     """Runs a plain PyTorch loop on any device, at any scale.
 
     Example:
-        >>> fabric = Fabric(accelerator="cpu", strategy="ddp", devices=2)
+        >>> fabric = Fabric(accelerator="cpu", devices=2)
         >>> fabric.launch()
         >>> model, optimizer = fabric.setup(model, optimizer)
         >>> loader = fabric.setup_dataloaders(loader)
@@ -59,7 +60,7 @@ class Fabric:
         ...     optimizer.step()
         ...     optimizer.zero_grad()
 
-    Every part is asked for by name (``"ddp"``, ``"ddp@distribution"``, ``"package.module:Class"``), by class or by
+    Every part is asked for by name (``"name"``, ``"name@distribution"``, ``"package.module:Class"``), by class or by
     instance, and found among the installed distributions. Used as a context manager, it is closed at the end.
 
     Args:
@@ -75,7 +76,7 @@ class Fabric:
         strategy_options: Options of the strategy, by name.
         precision_options: Options of the precision, by name.
         gpus: Deprecated: ``accelerator="gpu", devices=…``.
-        tpu_cores: Deprecated: the same for TPUs.
+        tpu_cores: Deprecated: the same for cores of that other kind.
 
     Raises:
         ConfigurationError: What was asked for makes no sense, or cannot be had here; the message says what there is.
@@ -138,8 +139,9 @@ class Fabric:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """In the style ``class Trainer(Fabric): def run(self): …``, calling ``run`` launches first."""
         super().__init_subclass__(**kwargs)
-        if "run" in vars(cls):
-            cls.run = _launching(vars(cls)["run"])  # type: ignore[attr-defined]
+        run = inspect.getattr_static(cls, "run", None)
+        if inspect.isfunction(run) and not hasattr(run, "launches"):
+            cls.run = _launching(run)  # type: ignore[attr-defined]
 
     def _make_guard(self) -> BackwardGuard | None:
         if self._parts.precision.scales_loss:
@@ -223,7 +225,8 @@ class Fabric:
             RankFailedError: A process failed.
         """
         _check_function(function)
-        launcher = self._parts.launcher
+        self._require_open("launch")
+        launcher = self._launcher_to_use()
         if self._connected or launcher is None:
             self._connect()
             return None if function is None else function(self, *args, **kwargs)
@@ -240,11 +243,13 @@ class Fabric:
             **kwargs,
         )
 
+    def _launcher_to_use(self) -> Launcher | None:
+        """The launcher, unless an environment that could not be detected turns out to have started the processes."""
+        return None if self._parts.cluster_environment.creates_processes_externally else self._parts.launcher
+
     def _connect(self) -> None:
         if self._connected:
             return
-        if self._closed:
-            raise SetupError("This Fabric was closed. Make a new one.")
         strategy, environment = self._parts.strategy, self._parts.cluster_environment
         environment.validate(self.plan.processes_per_node, self.plan.num_nodes)
         store = strategy.store
@@ -263,13 +268,18 @@ class Fabric:
         """Where the processes are there already, the first verb joins them; otherwise somebody has to start them."""
         if self._connected:
             return
-        if self._parts.launcher is not None:
+        self._require_open(verb)
+        if self._launcher_to_use() is not None:
             raise SetupError(
                 f"fabric.{verb}() was called before fabric.launch(): the strategy {self.plan.strategy.name!r} needs "
                 f"{self.plan.processes_per_node} process(es) on this node, and they are not started yet. Call "
                 "fabric.launch() first, or start the script with 'fabric run'."
             )
         self._connect()
+
+    def _require_open(self, verb: str) -> None:
+        if self._closed:
+            raise SetupError(f"fabric.{verb}() was called after fabric.close(). Make a new Fabric.")
 
     def close(self, status: str = "success") -> None:
         """Finish the loggers and give back what the parts hold. Called on every rank; a second call does nothing.
@@ -285,6 +295,8 @@ class Fabric:
             for part in (parts.cluster_environment, parts.checkpoint_io, parts.precision, parts.accelerator):
                 stack.callback(part.teardown)
             stack.callback(parts.strategy.teardown)
+            if self._guard is not None:
+                stack.callback(self._guard.release)
             if self.is_global_zero:
                 for logger in self.loggers:
                     stack.callback(_finish_logger, logger, status)
@@ -324,15 +336,18 @@ class Fabric:
             SetupError: Not launched yet, or something was set up already.
         """
         self._require_launched("setup")
-        check_not_wrapped("setup", model, *optimizers)
-        original, recompile = without_compile(model, _reapply_compile)
-        self._prepare_module(original, move_to_device)
+        check_model("setup", model)
         for optimizer in optimizers:
-            check_parameters(optimizer)
+            check_optimizer("setup", optimizer)
+        original, recompile = without_compile(model, _reapply_compile)
+        original = self._parts.precision.convert_module(original)
+        if move_to_device:
+            self.strategy.move_module(original)
         forward_module, ready, scheduler = self.strategy.setup_module_and_optimizers(
             original, list(optimizers), scheduler
         )
-        wrapped = wrap_module(original, recompile(forward_module), self._parts.precision)
+        watch(original, self._guard)
+        wrapped = wrap_module(original, forward_module, self._parts.precision, recompile)
         self.call("on_after_setup", fabric=self, module=wrapped)
         rest = [self._wrap_optimizer(optimizer) for optimizer in ready]
         rest += [] if scheduler is None else [scheduler]
@@ -359,9 +374,8 @@ class Fabric:
         """
         self._refuse_apart("setup_optimizers")
         self._require_launched("setup_optimizers")
-        check_not_wrapped("setup_optimizers", *optimizers)
         for optimizer in optimizers:
-            check_parameters(optimizer)
+            check_optimizer("setup_optimizers", optimizer)
         wrapped = tuple(
             self._wrap_optimizer(self.strategy.setup_optimizer(optimizer)) for optimizer in optimizers
         )
@@ -430,13 +444,6 @@ class Fabric:
             return obj
         return move_to_device(obj, self.device)
 
-    def _prepare_module(self, module: nn.Module, move: bool) -> None:
-        self._parts.precision.convert_module(module)
-        if move:
-            self.strategy.move_module(module)
-        if self._guard is not None:
-            self._guard.watch(module)
-
     def _wrap_optimizer(self, optimizer: Optimizer) -> Any:
         return wrap_optimizer(optimizer, self.strategy, self._accumulation, self._after_step)
 
@@ -465,11 +472,8 @@ class Fabric:
             args, kwargs: For ``torch.Tensor.backward``.
         """
         self._require_launched("backward")
-        length = self._accumulation.length
-        if length != 1:
-            loss = loss / length
-        loss = self._parts.precision.scale_loss(loss)
-        module = model._forward_module if isinstance(model, FabricModule) else model
+        loss = self._parts.precision.scale_loss(self._accumulation.share(loss))
+        module = model._fabric_forward_module if isinstance(model, FabricModule) else model
         guard = self._guard
         if guard is None:
             self.strategy.backward(loss, module, *args, **kwargs)
@@ -520,7 +524,7 @@ class Fabric:
         precision, original = self._parts.precision, unwrap(optimizer)
         precision.unscale_gradients(original)
         parameters = [parameter for group in original.param_groups for parameter in group["params"]]
-        forward_module = module._forward_module if isinstance(module, FabricModule) else module
+        forward_module = module._fabric_forward_module if isinstance(module, FabricModule) else module
         if max_norm is None:
             self.strategy.clip_gradients_value(forward_module, parameters, float(clip_val or 0.0))
             return None
@@ -550,7 +554,7 @@ class Fabric:
                 f"no_backward_sync needs a model that setup() returned, not a {type(model).__qualname__}."
             )
         self._require_launched("no_backward_sync")
-        held = self.strategy.hold_gradient_sync(model._forward_module) if enabled else None
+        held = self.strategy.hold_gradient_sync(model._fabric_forward_module) if enabled else None
         if enabled and held is None and not self._warned_no_hold:
             self._warned_no_hold = True
             warnings.warn(
@@ -590,7 +594,7 @@ class Fabric:
         """
         models = [model] if isinstance(model, nn.Module) else list(model)
         with (
-            self._accumulation.enter(tuple(id(unwrap(m)) for m in models), every) as window,
+            self._accumulation.enter([unwrap(m) for m in models], every) as window,
             ExitStack() as stack,
         ):
             for each in models:
@@ -654,11 +658,11 @@ class Fabric:
             reduce_op: ``"mean"``, ``"sum"``, ``"min"``, ``"max"`` or ``"product"``.
 
         Returns:
-            The same collection, equal on every rank. Means of whole numbers are float64.
+            The same collection, equal on every rank. Means of whole numbers are float64, sums of booleans int64.
         """
         self._require_launched("all_reduce")
         op, reduce = reduce_op_named(reduce_op), self.strategy.all_reduce
-        return each_tensor(data, self.device, lambda tensor: reduce(averageable(tensor, op), op, group))
+        return each_tensor(data, self.device, lambda tensor: reduce(reducible(tensor, op), op, group))
 
     @contextmanager
     def rank_zero_first(self, local: bool = False) -> Iterator[None]:
@@ -844,6 +848,7 @@ def _launching(run: Callable[..., Any]) -> Callable[..., Any]:
             return run(self, *args, **kwargs)
         return self.launch(_call_run, *args, **kwargs)
 
+    launched.launches = True  # type: ignore[attr-defined]
     return launched
 
 
@@ -853,11 +858,9 @@ def _call_run(fabric: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _run_in_rank(fabric: Fabric, function: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
     """What a launcher runs in each process."""
-    fabric._connect()
-    try:
+    with fabric:
+        fabric._connect()
         return None if function is None else function(fabric, *args, **kwargs)
-    finally:
-        fabric.close()
 
 
 def _check_function(function: Any) -> None:
@@ -889,10 +892,14 @@ def _accepted(method: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, A
     """Those of ``kwargs`` that a method takes."""
     if not kwargs:
         return kwargs
-    parameters = inspect.signature(method).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except (ValueError, TypeError):  # a method written in C says nothing of its arguments
         return kwargs
-    return {name: value for name, value in kwargs.items() if name in parameters}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return kwargs
+    by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in kwargs.items() if name in by_name}
 
 
 def _finish_logger(logger: Any, status: str) -> None:

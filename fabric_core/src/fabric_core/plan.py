@@ -16,7 +16,8 @@ AUTO = "auto"
 class Request:
     """The flags of a ``Fabric``, as they were given.
 
-    A part is asked for by name (``"ddp"``, ``"ddp@acme"``, ``"package.module:Class"``), by class or by instance.
+    A part is asked for by name (``"name"``, ``"name@distribution"``, ``"package.module:Class"``), by class or by
+    instance.
 
     Attributes:
         accelerator: The device.

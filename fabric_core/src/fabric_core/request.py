@@ -13,7 +13,7 @@ from fabric_core.plan import AUTO, Request
 from fabric_core.registry import Registry
 from fabric_core.registry.hints import accelerator_of_argument
 from fabric_core.resolve.asked import is_name
-from fabric_core.resolve.devices import normalise
+from fabric_core.resolve.devices import is_cpu_request, normalise
 
 RUN_VARIABLE = "FABRIC_RUN"
 """Set by ``fabric run``: the flags that were given there, as JSON."""
@@ -48,7 +48,7 @@ def make_request(
     Raises:
         ConfigurationError: The code and the command line state different things.
     """
-    given = json.loads(environ.get(RUN_VARIABLE, "{}"))
+    given = _given(environ)
     flags = {name: _agreed(name, code[name], given.get(name, DEFAULTS[name]), registry) for name in DEFAULTS}
     return Request(
         **flags,
@@ -58,6 +58,19 @@ def make_request(
         environ=environ,
         interactive=is_interactive(),
     )
+
+
+def _given(environ: Mapping[str, str]) -> dict[str, Any]:
+    text = environ.get(RUN_VARIABLE, "{}")
+    try:
+        given = json.loads(text)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise ConfigurationError(
+            f"The environment variable {RUN_VARIABLE} holds {text!r}, which 'fabric run' has not written. Remove it."
+        )
+    return given
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -78,7 +91,7 @@ def replace_deprecated(code: dict[str, Any], deprecated: Mapping[str, Any]) -> N
         ConfigurationError: An old argument stands beside the one that replaces it, or beside another old one.
     """
     for name, devices in deprecated.items():
-        accelerator = accelerator_of_argument(name) if devices else AUTO
+        accelerator = AUTO if is_cpu_request(devices) else accelerator_of_argument(name)
         taken = [flag for flag in ("accelerator", "devices") if code[flag] != DEFAULTS[flag]]
         if taken:
             raise ConfigurationError(

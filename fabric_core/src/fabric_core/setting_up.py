@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from fabric_core.errors import SetupError
+from fabric_core.errors import SetupError, WrongTypeError
 from fabric_core.wrappers.face import is_wrapped
 
 
@@ -25,12 +25,31 @@ def check_not_wrapped(verb: str, *objects: Any) -> None:
             raise SetupError(f"The {name} passed to {verb}() was set up before. Set each object up once.")
 
 
-def check_parameters(optimizer: Optimizer) -> None:
-    """Refuse an optimizer of parameters that have no memory yet.
+def check_model(verb: str, model: Any) -> None:
+    """Refuse what is no model, and what was set up before, compiled since or not.
 
     Raises:
-        SetupError: It holds parameters on the meta device.
+        WrongTypeError: It is no module.
+        SetupError: It was set up before.
     """
+    if not isinstance(model, nn.Module):
+        raise WrongTypeError(f"{verb}() takes a torch.nn.Module, not a {type(model).__qualname__}.")
+    check_not_wrapped(verb, without_compile(model, reapply=False)[0])
+
+
+def check_optimizer(verb: str, optimizer: Any) -> None:
+    """Refuse what is no optimizer, was set up before, or is one of parameters that have no memory yet.
+
+    Raises:
+        WrongTypeError: It is no optimizer.
+        SetupError: It was set up before, or holds parameters on the meta device.
+    """
+    check_not_wrapped(verb, optimizer)
+    if not isinstance(optimizer, Optimizer):
+        advice = " A scheduler is given by name: scheduler=…." if hasattr(optimizer, "get_last_lr") else ""
+        raise WrongTypeError(
+            f"{verb}() takes optimizers of torch.optim, not a {type(optimizer).__qualname__}.{advice}"
+        )
     if any(parameter.is_meta for group in optimizer.param_groups for parameter in group["params"]):
         raise SetupError(
             f"The {type(optimizer).__name__} holds parameters on the meta device, which have no values. Make the "

@@ -63,11 +63,17 @@ class MixedPrecision(Precision):
     # -- the forward pass -----------------------------------------------------------------------------------------
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Leave the weights as they are, and make sure that the device can do what the forward passes will ask for.
+        """Leave the weights as they are, and make sure that the forward passes and the steps will work.
 
         Raises:
-            UnsupportedError: It has no autocast, or not in this dtype.
+            UnsupportedError: The device has no autocast, or not in this dtype; or losses are scaled, and the model has
+                weights in float16, whose gradients cannot be brought to true size.
         """
+        if self.scales_loss and any(parameter.dtype is torch.float16 for parameter in module.parameters()):
+            raise UnsupportedError(
+                f"The {type(module).__name__} has weights in float16, but mixed precision keeps them in float32 and "
+                "computes in float16. Set up the model in float32, or use precision='16-true'."
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # PyTorch only warns, and goes on in float32
             try:

@@ -74,7 +74,7 @@ class ClusterEnvironment(Part):
             ConfigurationError: The numbers differ.
         """
         wanted = processes_per_node * num_nodes
-        if self.creates_processes_externally and wanted != self.world_size():
+        if wanted != self.world_size():
             raise ConfigurationError(
                 f"The job has {self.world_size()} processes, but devices and num_nodes ask for "
                 f"{processes_per_node} * {num_nodes} = {wanted}. Start {wanted} processes, or set devices and "

@@ -151,7 +151,16 @@ class Strategy(Part):
     def setup_module_and_optimizers(
         self, module: nn.Module, optimizers: list[Optimizer], scheduler: Any = None
     ) -> tuple[nn.Module, list[Optimizer], Any]:
-        """Make a model, its optimizers and a scheduler ready together. Called on every rank, in the same order."""
+        """Make a model, its optimizers and a scheduler ready together. Called on every rank, in the same order.
+
+        Args:
+            module: The user's model, on the device already.
+            optimizers: Those of its parameters.
+            scheduler: Of a learning rate; ``None`` when the strategy need not know it.
+
+        Returns:
+            The same three, ready.
+        """
         return (
             self.setup_module(module),
             [self.setup_optimizer(optimizer) for optimizer in optimizers],

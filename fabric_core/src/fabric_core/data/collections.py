@@ -41,6 +41,27 @@ def map_tensors(fn: Callable[[Tensor], Any], data: T) -> T:
     return _walk(data, fn, None)  # type: ignore[no-any-return]
 
 
+def map_entries(fn: Callable[[Any], Any], data: T) -> T:
+    """Apply ``fn`` to every entry of a container, one level deep.
+
+    Args:
+        fn: Gets an entry, returns what takes its place; the entry itself when nothing changes.
+        data: A container, see [Note: what is walked]; anything else is returned as it is.
+
+    Returns:
+        The container with the results; ``data`` itself when nothing changed.
+
+    Raises:
+        WrongTypeError: A mapping that is neither a ``dict`` nor built from one has entries that changed.
+    """
+    entries = _entries_of(data)
+    if entries is None:
+        return data
+    items, rebuild = entries
+    changes = {key: new for key, value in items if (new := fn(value)) is not value}
+    return rebuild(data, changes) if changes else data
+
+
 def move_to_device(data: T, device: torch.device | str) -> T:
     """Move every tensor of a collection to a device; see `mover`."""
     return _cached_mover(device)(data)
@@ -158,18 +179,28 @@ def _walk_uncommon(data: Any, on_tensor: Change, on_movable: Change | None) -> A
         return data
     if on_movable is not None and callable(getattr(type(data), "to", None)):
         return on_movable(data)
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(data, Mapping):
-        items, rebuild = data.items(), _rebuild_mapping
-    elif isinstance(data, (list, tuple)):
-        items, rebuild = enumerate(data), _rebuild_sequence
-    elif is_dataclass(data):
-        names = [field.name for field in fields(data) if hasattr(data, field.name)]
-        items, rebuild = [(name, getattr(data, name)) for name in names], _rebuild_dataclass
-    else:
+    entries = _entries_of(data)
+    if entries is None:
         return data
+    items, rebuild = entries
     changes = _changes(items, on_tensor, on_movable)
     return rebuild(data, changes) if changes else data
+
+
+def _entries_of(
+    data: Any,
+) -> tuple[Iterable[tuple[Any, Any]], Callable[[Any, Mapping[Any, Any]], Any]] | None:
+    """The keys and values of a container, and what makes another one of it; ``None`` when it is none."""
+    if isinstance(data, type):
+        return None
+    if isinstance(data, Mapping):
+        return data.items(), _rebuild_mapping
+    if isinstance(data, (list, tuple)):
+        return enumerate(data), _rebuild_sequence
+    if is_dataclass(data):
+        names = [field.name for field in fields(data) if hasattr(data, field.name)]
+        return [(name, getattr(data, name)) for name in names], _rebuild_dataclass
+    return None
 
 
 def _changes(

@@ -103,18 +103,18 @@ class FabricDataLoader(_Base):
         return theirs(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "epoch" and not hasattr(self._original, name):
+        if name == "epoch" and not hasattr(self._fabric_original, name):
             self.set_epoch(value)
         else:
             super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return unwrap, (twin_of(self._original),)
+        return unwrap, (twin_of(self._fabric_original),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         import copy
 
-        return copy.deepcopy(twin_of(self._original), memo)
+        return copy.deepcopy(twin_of(self._fabric_original), memo)
 
     def _take_epoch(self) -> int:
         """The epoch of the loop that begins; one that was set at the sampler by hand counts, too."""
@@ -127,7 +127,7 @@ class FabricDataLoader(_Base):
         return own.next_epoch - 1
 
     def _announce(self, epoch: int) -> None:
-        if callable(theirs := getattr(self._original, "set_epoch", None)):
+        if callable(theirs := getattr(self._fabric_original, "set_epoch", None)):
             theirs(epoch)
         for listener in epoch_listeners(self):
             listener.set_epoch(epoch)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import decimal
+import glob
 import os
 import pathlib
 import pickle
 import secrets
 import sys
-from collections.abc import Mapping
+import time
+import types
+import uuid
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +26,19 @@ from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.errors import CheckpointError, UnsafeCheckpointError
 
 METADATA_TYPES: tuple[Any, ...] = (
-    pathlib.Path,
-    pathlib.PosixPath,
-    pathlib.WindowsPath,
-    pathlib.PurePath,
-    pathlib.PurePosixPath,
-    pathlib.PureWindowsPath,
-    datetime.datetime,
-    datetime.date,
-    datetime.time,
-    datetime.timedelta,
-    datetime.timezone,
+    *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
+    *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
+    *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
+    *(argparse.Namespace, types.SimpleNamespace),
+    *(decimal.Decimal, uuid.UUID, frozenset, range),
 )
 """Harmless types, beyond tensors and containers, that people put beside their weights."""
+
+REFUSALS = ("not an allowed global", "is blocked", "allowlisted", "unrecognized function", "must be imported")
+"""By these words PyTorch says that it will not bring something back; anything else that it says is about damage."""
+
+ABANDONED = 3600.0
+"""Seconds after which a temporary file to which nobody writes any more is taken for what a crash has left."""
 
 
 class TorchFile(CheckpointIO):
@@ -38,30 +46,32 @@ class TorchFile(CheckpointIO):
 
     def save(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Write to a temporary name beside ``path``, flush to disk, rename. See the contract."""
-        if path.is_dir():
-            raise CheckpointError(
-                f"Cannot write a checkpoint to {str(path)!r}: it is a directory. Name a file."
-            )
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(checkpoint, temporary)
-            _flush(temporary)
-            os.replace(temporary, path)
+            if path.exists() and not path.is_file():
+                raise OSError(f"{_what_is_there(path)}. Name a file")
+            _make_folders(path.parent)
+            _remove_abandoned(path)
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            try:
+                torch.save(checkpoint, temporary)
+                _warn_of_refusal(path, temporary)
+                _flush(temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
             _flush(path.parent)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # whatever pickling an object of the user's may raise, too
             raise CheckpointError(
                 f"Cannot write a checkpoint to {str(path)!r}: {error}. What was there before is untouched."
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
         """Read a file onto the CPU. See the contract."""
         if not path.is_file():
             raise CheckpointError(f"There is no checkpoint at {str(path)!r}: {_what_is_there(path)}.")
         try:
-            with torch.serialization.safe_globals([*METADATA_TYPES, *_numpy_types()]):
+            _check_sums(path)
+            with torch.serialization.safe_globals(_additions()):
                 checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only)
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from error
@@ -77,6 +87,53 @@ class TorchFile(CheckpointIO):
         path.unlink(missing_ok=True)
 
 
+def _warn_of_refusal(path: Path, written: Path) -> None:
+    """What is written and cannot be read without trust is better known now than when it is needed."""
+    names = _what_it_needs(written)
+    if names:
+        warnings.warn(
+            f"The checkpoint {str(path)!r} holds more than tensors and plain values: {names}. Loading it will need "
+            "weights_only=False, because that can execute code. Save plain values instead, or tensors.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _make_folders(folder: Path) -> None:
+    """Create what is missing, and see to it that the new entries are on disk."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for parent in missing:
+        _flush(parent.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete what processes that were killed while they wrote to ``path`` have left."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        try:
+            if time.time() - temporary.stat().st_mtime > ABANDONED:
+                temporary.unlink()
+        except FileNotFoundError:  # whoever wrote it has just finished
+            continue
+
+
+def _check_sums(path: Path) -> None:
+    """Read every record once: PyTorch writes checksums and does not look at them, so a flipped bit would pass.
+
+    Raises:
+        zipfile.BadZipFile: A record is not what was written.
+    """
+    if not zipfile.is_zipfile(path):  # the format of old, or garbage: PyTorch will tell
+        return
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            if record.CRC == 0:  # written with torch.serialization.set_crc32_options(False)
+                continue
+            with archive.open(record) as content:
+                while content.read(1 << 20):
+                    pass
+
+
 def _flush(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on disk."""
     if path.is_dir() and os.name == "nt":  # there a folder cannot be opened, and a rename needs no flush
@@ -88,40 +145,56 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _numpy_types() -> list[Any]:
-    """What NumPy needs to bring back a number. PyTorch has imported NumPy where it is installed."""
-    numpy = sys.modules.get("numpy")
+def _additions() -> list[Any]:
+    """What we allow and PyTorch does not, without what the user has allowed: PyTorch would take that away again."""
+    allowed = set(torch.serialization.get_safe_globals())
+    named = ((known, f"{home}.{known.__name__}") for known, *homes in _known() for home in homes)
+    return [addition for addition in named if addition not in allowed]
+
+
+def _known() -> Iterator[tuple[Any, ...]]:
+    """What is allowed, each with the modules in which the versions of Python and NumPy have it."""
+    for kind in METADATA_TYPES:
+        moved = ("pathlib", "pathlib._local") if kind.__module__.startswith("pathlib") else (kind.__module__,)
+        yield kind, *moved
+    numpy = sys.modules.get("numpy")  # PyTorch has imported it where it is installed
     if numpy is None:
-        return []
+        return
     multiarray = sys.modules.get("numpy._core.multiarray") or sys.modules["numpy.core.multiarray"]
-    dtypes = [type(numpy.dtype(code)) for code in "?bBhHiIlLqQefdFD"]
-    return [multiarray.scalar, numpy.dtype, *dtypes]
+    yield multiarray.scalar, "numpy._core.multiarray", "numpy.core.multiarray"
+    yield numpy.dtype, "numpy"
+    for code in "?bBhHiIlLqQefdFDSU":
+        yield type(numpy.dtype(code)), "numpy.dtypes"
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
     """Tell a file that asks for more than is allowed from one that is garbage."""
-    if "nsupported" not in str(error) and "not an allowed global" not in str(error):
+    if not any(words in str(error) for words in REFUSALS):
         return CheckpointError(
             f"The checkpoint {str(path)!r} cannot be read; it is damaged or no checkpoint at all ({_last_line(error)})."
         )
+    needed = _what_it_needs(path) or "types that are not allowed"
     return UnsafeCheckpointError(
-        f"The checkpoint {str(path)!r} was not loaded, because it holds more than tensors and plain values: "
-        f"{_what_it_needs(path)}. Loading that can execute code. If you trust whoever wrote the file, load it with "
-        "weights_only=False; or allow single types with torch.serialization.add_safe_globals([...])."
+        f"The checkpoint {str(path)!r} was not loaded, because it holds more than tensors and plain values: {needed}. "
+        "Loading that can execute code. If you trust whoever wrote the file, load it with weights_only=False; or "
+        "allow single types with torch.serialization.add_safe_globals([...])."
     )
 
 
 def _what_it_needs(path: Path) -> str:
+    """The types in a file that are not allowed; empty when there are none, or when they cannot be told."""
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals(_additions()):
+            return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:
-        names = []
-    return ", ".join(names) or "types that are not allowed"
+        return ""
 
 
 def _what_is_there(path: Path) -> str:
     if path.is_dir():
         return "that is a directory"
+    if path.exists():
+        return "that is no regular file"
     if not path.parent.is_dir():
         return f"there is no folder {str(path.parent)!r} either"
     files = sorted(

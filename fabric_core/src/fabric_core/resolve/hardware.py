@@ -92,12 +92,10 @@ def choose_accelerator(
     if asked.strip().lower() == AUTO:
         return _best(AUTO, registry.offers(AcceleratorSpec.kind), request, registry, strategy)
     offers = registry.named(AcceleratorSpec.kind, asked)
-    if len(offers) == 1:
-        choice = choice_of_offer(offers[0], f"accelerator={asked!r} was asked for")
-        return choice, _required(choice)
-    if any(asked.strip().lower().partition("@")[0] in offer.spec.names for offer in offers):
-        registry.only(offers, asked)
-    return _best(asked, offers, request, registry, strategy)
+    if not any(asked.strip().lower().partition("@")[0] in offer.spec.names for offer in offers):
+        return _best(asked, offers, request, registry, strategy)
+    choice = choice_of_offer(registry.only(offers, asked), f"accelerator={asked!r} was asked for")
+    return choice, _required(choice)
 
 
 def _without_accelerator(asked: Any, request: Request, registry: Registry) -> tuple[Choice, Inventory]:

@@ -186,4 +186,6 @@ def _check_numbers(num_processes: int, node_rank: int, num_nodes: int, main_port
             f"The node rank is {node_rank}, but with {num_nodes} nodes it must be 0 to {num_nodes - 1}."
         )
     if main_port is not None and not 1 <= main_port <= 65535:
-        raise LaunchError(f"The main port is {main_port}, but must be from 1 to 65535. Leave it out for a free one.")
+        raise LaunchError(
+            f"The main port is {main_port}, but must be from 1 to 65535. Leave it out for a free one."
+        )

@@ -39,12 +39,20 @@ def summary_of(error: BaseException) -> str:
 
 def text_of(error: BaseException, *, by_hook: bool) -> str:
     """The traceback of ``error``; where the program has set a ``sys.excepthook`` of its own, as that shows it."""
-    if by_hook and sys.excepthook is not sys.__excepthook__:
-        with contextlib.redirect_stderr(io.StringIO()) as shown:
-            show(error)
-        if shown.getvalue():
-            return shown.getvalue()
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    plain = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    if not by_hook or sys.excepthook is sys.__excepthook__:
+        return plain
+    with contextlib.redirect_stderr(io.StringIO()) as stream:
+        show(error)
+    shown = stream.getvalue()
+    return plain if _is_marked(plain, shown) else shown
+
+
+def _is_marked(plain: str, shown: str) -> bool:
+    """Whether ``shown`` is ``plain`` with a mark before each line, such as the rank, or nothing at all."""
+    lines, marked = plain.splitlines(), shown.splitlines()
+    same = len(lines) == len(marked) and all(map(str.endswith, marked, lines))
+    return same or not shown
 
 
 def show(error: BaseException) -> None:

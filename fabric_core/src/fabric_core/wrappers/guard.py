@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ class BackwardGuard:
     """Watches that gradients come from ``fabric.backward`` where anything else would leave them wrong.
 
     It sits on the parameters, not on the outputs: there it costs nothing in the forward pass, and
-    ``torch.autograd.grad``, which accumulates no gradient, stays free to use.
+    ``torch.autograd.grad``, which accumulates no gradient, stays free to use. A parameter has at most one guard, that
+    of the ``Fabric`` which set it up last.
 
     Attributes:
         inside: Whether ``fabric.backward`` is running.
@@ -25,17 +27,20 @@ class BackwardGuard:
     def __init__(self, reason: str) -> None:
         self.inside = False
         self._reason = reason
-        self._watched: set[int] = set()
 
-    def watch(self, module: nn.Module) -> None:
-        """Watch every parameter of a module that collects gradients."""
-        for parameter in module.parameters():
-            if parameter.requires_grad and id(parameter) not in self._watched:
-                self._watched.add(id(parameter))
-                register: Any = parameter.register_post_accumulate_grad_hook
-                register(self._check)
+    def release(self) -> None:
+        """Watch nothing any more."""
+        for parameter, (guard, handle) in list(_watched().items()):
+            if guard is self:
+                handle.remove()
+                del _watched()[parameter]
 
-    def _check(self, _: Tensor) -> None:
+    def check(self, _: Tensor) -> None:
+        """Called for each parameter whose gradient has changed.
+
+        Raises:
+            SetupError: ``fabric.backward`` is not what changed it.
+        """
         if not self.inside:
             raise SetupError(
                 f"loss.backward() was called directly, but {self._reason}. Call fabric.backward(loss) instead. "
@@ -43,9 +48,31 @@ class BackwardGuard:
             )
 
 
+def watch(module: nn.Module, guard: BackwardGuard | None) -> None:
+    """Let this guard, or none, watch the parameters of a module that collect gradients, instead of any other."""
+    watched = _watched()
+    for parameter in module.parameters():
+        _, handle = watched.pop(parameter, (None, None))
+        if handle is not None:
+            handle.remove()
+        if guard is not None and parameter.requires_grad:
+            register: Any = parameter.register_post_accumulate_grad_hook
+            watched[parameter] = (guard, register(guard.check))
+
+
+@functools.cache
+def _watched() -> Any:
+    """For each parameter its guard, and the handle of the hook."""
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    return WeakIdKeyDictionary()
+
+
 @contextmanager
 def no_bypass(module: nn.Module, method: str, is_inside: Any) -> Iterator[None]:
     """Raise when a method of a set-up model computes with a layer of it, outside of the strategy's forward pass.
+
+    Layers without parameters to be trained (a loss, a frozen encoder) have no gradients to lose.
 
     Args:
         module: The user's module.
@@ -58,7 +85,7 @@ def no_bypass(module: nn.Module, method: str, is_inside: Any) -> Iterator[None]:
     own = {id(part) for part in module.modules()}
 
     def check(part: nn.Module, _: Any) -> None:
-        if id(part) in own and torch.is_grad_enabled() and not is_inside():
+        if id(part) in own and torch.is_grad_enabled() and not is_inside() and _learns(part):
             raise SetupError(
                 f"{type(module).__name__}.{method}() calls {type(part).__name__}() outside of the forward pass of the "
                 f"strategy, so gradients would not be synchronised. Call it through the model's forward, or declare it "
@@ -70,3 +97,7 @@ def no_bypass(module: nn.Module, method: str, is_inside: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())

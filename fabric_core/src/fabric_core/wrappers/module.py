@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from fabric_core.errors import SetupError, WrongTypeError
+from fabric_core.errors import SetupError, listing
 from fabric_core.wrappers.face import Face, put_on
 from fabric_core.wrappers.guard import no_bypass
 
@@ -27,6 +28,33 @@ STEP_METHODS = ("training_step", "validation_step", "test_step", "predict_step")
 """Methods that are forward passes by their name, and need not be marked."""
 
 
+class _Forward:
+    """``model.forward``: a call of the model, with the signature of the user's own method."""
+
+    def __get__(self, face: FabricModule | None, cls: Any) -> Any:
+        if face is None:
+            return cls.__bases__[1].forward if cls is not FabricModule else self
+        return functools.wraps(face._fabric_original.forward)(lambda *args, **kwargs: face(*args, **kwargs))
+
+    def __set__(self, face: FabricModule, value: Any) -> None:
+        face._fabric_original.forward = value
+
+
+@dataclass
+class _Own:
+    """What a set-up model has to itself.
+
+    Attributes:
+        wraps: Whether the strategy has put something around the model, which its methods could pass by.
+        forward_methods: The names of the methods that are forward passes.
+        depth: How many forward passes of the strategy are running, one inside the other.
+    """
+
+    wraps: bool
+    forward_methods: set[str] = field(default_factory=set)
+    depth: int = 0
+
+
 class FabricModule(_Base):
     """A model that was set up. It is an instance of the class of the user's model, and shares all its attributes.
 
@@ -40,20 +68,20 @@ class FabricModule(_Base):
         module: The user's own model, unless the user's class has such an attribute.
     """
 
-    __slots__ = ("_call", "_depth", "_forward_methods", "_forward_module", "_wraps")
-    _call: Callable[..., Any]
-    _depth: int
-    _forward_methods: set[str]
-    _forward_module: nn.Module
-    _wraps: bool
+    __slots__ = ("_fabric_call", "_fabric_forward_module", "_fabric_own")
+    _fabric_call: Callable[..., Any]
+    _fabric_forward_module: nn.Module
+    _fabric_own: _Own
+
+    forward: Any = _Forward()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass through precision and strategy."""
-        return self._call(*args, **kwargs)
+        return self._fabric_call(*args, **kwargs)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The same as calling the model: the strategy is not passed by."""
-        return self._call(*args, **kwargs)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the user's model in place; the strategy stays around it. As ``torch.nn.Module.compile``."""
+        self._fabric_original.compile(*args, **kwargs)
 
     def mark_forward_method(self, method: str | Callable[..., Any]) -> None:
         """Declare that a method is a forward pass of its own, to be run through precision and strategy.
@@ -62,32 +90,45 @@ class FabricModule(_Base):
             method: Its name, or the bound method.
 
         Raises:
-            SetupError: The model has no such method.
+            SetupError: The model's class has no such method, or it is one that returns before it has computed.
         """
         name = method if isinstance(method, str) else getattr(method, "__name__", repr(method))
-        if not callable(getattr(type(self._original), name, None)) or name == "forward":
+        users = type(self._fabric_original)
+        function = _own_methods(users).get(name)
+        if function is None:
             raise SetupError(
-                f"{type(self._original).__name__} has no method {name!r} that could be marked as a forward method."
+                f"{users.__name__} has no method {name!r} that could be marked as a forward method. "
+                f"It has: {listing(_own_methods(users))}."
             )
-        self._forward_methods.add(name)
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+            raise SetupError(
+                f"{users.__name__}.{name}() cannot be marked as a forward method: it returns at once and computes "
+                "later, outside of the forward pass. Mark a method that it calls for each of its steps."
+            )
+        self._fabric_own.forward_methods.add(name)
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return type(self._original).__getattr__(self, name)
+            return type(self._fabric_original).__getattr__(self, name)
         except AttributeError:
             if name in _OFFERED:
                 return _OFFERED[name](self)
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._original, name, value)
+        setattr(self._fabric_original, name, value)
 
     def __delattr__(self, name: str) -> None:
-        delattr(self._original, name)
+        delattr(self._fabric_original, name)
+
+    @classmethod
+    def _fabric_body(cls, users: type) -> dict[str, Any]:
+        """A watched version of each method that the user's class adds to ``nn.Module``."""
+        return {name: _watched(name, function) for name, function in _own_methods(users).items()}
 
 
 _OFFERED: dict[str, Callable[[FabricModule], Any]] = {
-    "module": lambda module: module._original,
+    "module": lambda module: module._fabric_original,
     "device": lambda module: next((p.device for p in module.parameters()), torch.device("cpu")),
     "dtype": lambda module: next(
         (p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype()
@@ -96,62 +137,68 @@ _OFFERED: dict[str, Callable[[FabricModule], Any]] = {
 _set = object.__setattr__  # FabricModule.__setattr__ writes to the user's model
 
 
-def wrap_module(original: nn.Module, forward_module: nn.Module, precision: Precision) -> FabricModule:
+def wrap_module(
+    original: nn.Module,
+    forward_module: nn.Module,
+    precision: Precision,
+    compiled: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> FabricModule:
     """Give a model its second face.
 
     Args:
         original: The user's model.
         forward_module: What the strategy made of it; forward passes go through this.
         precision: Converts what goes in and what comes out.
+        compiled: Compiles ``forward_module``.
     """
-    if not isinstance(original, nn.Module):
-        raise WrongTypeError(f"A torch.nn.Module is needed here, not a {type(original).__qualname__}.")
-    cls: Any = type(original)
-    face = put_on(_face_for(cls), original)
-    _set(face, "_forward_module", forward_module)
-    _set(face, "_forward_methods", {name for name in STEP_METHODS if hasattr(type(original), name)})
-    _set(face, "_wraps", forward_module is not original)
-    _set(face, "_depth", 0)
+    face = put_on(FabricModule, original)
+    steps = _own_methods(type(original)).keys() & set(STEP_METHODS)
+    own = _Own(wraps=forward_module is not original, forward_methods=steps)
+    forward_module = compiled(forward_module)
     run = precision.wrap_forward(forward_module)
-    _set(face, "_call", _counted(face, run) if face._wraps else run)
+    _set(face, "_fabric_own", own)
+    _set(face, "_fabric_forward_module", forward_module)
+    _set(face, "_fabric_call", _counted(own, run) if own.wraps else run)
     return face
 
 
-def _counted(face: FabricModule, run: Callable[..., Any]) -> Callable[..., Any]:
-    """Note while the strategy's forward pass is running, for the watch over methods."""
+def _counted(own: _Own, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Note while the strategy's forward pass is running, for the watch over methods.
+
+    It does not hold the face: a cycle would keep the memory of a model until the next garbage collection.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        _set(face, "_depth", face._depth + 1)
+        own.depth += 1
         try:
             return run(*args, **kwargs)
         finally:
-            _set(face, "_depth", face._depth - 1)
+            own.depth -= 1
 
     return call
 
 
-@functools.cache
-def _face_for(cls: Any) -> type[FabricModule]:
-    """The mixin for one class of models, with a watched version of each method that the class adds to ``nn.Module``."""
-    methods = {
-        name: _watched(name, function)
-        for name, function in inspect.getmembers(cls, inspect.isfunction)
-        if not hasattr(nn.Module, name) and not hasattr(FabricModule, name)
+def _own_methods(cls: type) -> dict[str, Callable[..., Any]]:
+    """The plain methods that a class adds to ``nn.Module``; static and class methods are none."""
+    found = {name: inspect.getattr_static(cls, name) for name in dir(cls)}
+    return {
+        name: function
+        for name, function in found.items()
+        if inspect.isfunction(function) and not hasattr(nn.Module, name) and not hasattr(FabricModule, name)
     }
-    body = {"__slots__": (), "__doc__": FabricModule.__doc__, "__module__": __name__, **methods}
-    return type("FabricModule", (FabricModule,), body)
 
 
 def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def method(self: FabricModule, *args: Any, **kwargs: Any) -> Any:
-        if self._depth:
+        own = self._fabric_own
+        if own.depth:
             return function(self, *args, **kwargs)
-        if name in self._forward_methods:
+        if name in own.forward_methods:
             return _through_forward(self, function, args, kwargs)
-        if not self._wraps:
+        if not own.wraps:
             return function(self, *args, **kwargs)
-        with no_bypass(self._original, name, lambda: self._depth):
+        with no_bypass(self._fabric_original, name, lambda: own.depth):
             return function(self, *args, **kwargs)
 
     return method
@@ -165,7 +212,8 @@ def _through_forward(
     The strategy calls the user's module, whose ``forward`` is the method for this one call; a ``forward`` that the
     method itself asks for is the true one again.
     """
-    original, instance_forward = face._original, vars(face._original).get("forward")
+    original = face._fabric_original
+    instance_forward = vars(original).get("forward")
 
     def restore() -> None:
         vars(original).pop("forward", None)
@@ -178,6 +226,6 @@ def _through_forward(
 
     vars(original)["forward"] = stand_in
     try:
-        return face._call(*args, **kwargs)
+        return face._fabric_call(*args, **kwargs)
     finally:
         restore()

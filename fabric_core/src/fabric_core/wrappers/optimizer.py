@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -20,18 +21,38 @@ else:
     _Base = Face
 
 
+@dataclass
+class GradientState:
+    """What has become of the gradients of one optimizer.
+
+    Attributes:
+        applied: A step was taken with them, and they were not dropped since.
+        waiting: They wait for the end of a window.
+    """
+
+    applied: bool = False
+    waiting: bool = False
+
+
 class FabricOptimizer(_Base):
     """An optimizer that was set up. It is an instance of the user's class, and shares all its attributes.
 
-    Inside ``fabric.accumulate``, ``step`` and ``zero_grad`` do nothing until the window is full. Pickled or copied,
-    it is the plain optimizer.
+    Inside ``fabric.accumulate``, ``step`` does nothing until the window is full, and ``zero_grad`` drops no gradient
+    that has not been applied, wherever in the loop it stands. Pickled or copied, it is the plain optimizer.
     """
 
-    __slots__ = ("_accumulation", "_notify", "_patched_step", "_strategy")
-    _strategy: Strategy
-    _accumulation: Accumulation
-    _notify: Callable[[Optimizer], None]
-    _patched_step: Callable[..., Any] | None
+    __slots__ = (
+        "_fabric_accumulation",
+        "_fabric_notify",
+        "_fabric_state",
+        "_fabric_step",
+        "_fabric_strategy",
+    )
+    _fabric_strategy: Strategy
+    _fabric_accumulation: Accumulation
+    _fabric_notify: Callable[[Optimizer], None]
+    _fabric_state: GradientState
+    _fabric_step: Callable[..., Any] | None
 
     @property
     def step(self) -> Callable[..., Any]:
@@ -40,24 +61,31 @@ class FabricOptimizer(_Base):
         A property, because learning-rate schedulers replace the method on the instance; what they put there belongs
         to this face and not to the user's optimizer, whose own ``step`` is what is called in the end.
         """
-        return self._patched_step or self._step
+        return self._fabric_step or self._fabric_own_step
 
     @step.setter
     def step(self, value: Callable[..., Any]) -> None:
-        self._patched_step = value
+        self._fabric_step = value
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
-        if self._accumulation.is_open:
+    def _fabric_own_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if not self._fabric_accumulation.lets_step(self._fabric_state, closure):
             return None
-        original = self._original
-        result = self._strategy.optimizer_step(original, original.step, closure)
-        self._notify(self)
+        original = self._fabric_original
+        result = self._fabric_strategy.optimizer_step(original, original.step, closure)
+        self._fabric_notify(self)
         return result
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, unless a window of ``fabric.accumulate`` is still open."""
-        if not self._accumulation.is_open:
-            self._original.zero_grad(set_to_none=set_to_none)
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Drop the gradients, unless they wait for the end of a window of ``fabric.accumulate``."""
+        if self._fabric_accumulation.lets_zero(self._fabric_state):
+            self._fabric_original.zero_grad(*args, **kwargs)
+
+    def _patch_step_function(self) -> None:
+        """Called by ``__setstate__`` of PyTorch's optimizers, which would put a function around our property."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state of the optimizer. As ``torch.optim.Optimizer.load_state_dict``."""
+        self._fabric_original.load_state_dict(state_dict)
 
 
 def wrap_optimizer(
@@ -72,6 +100,6 @@ def wrap_optimizer(
         notify: Called after each step that was taken.
     """
     face = put_on(FabricOptimizer, original)
-    face._strategy, face._accumulation, face._notify = strategy, accumulation, notify
-    face._patched_step = None
+    face._fabric_strategy, face._fabric_accumulation, face._fabric_notify = strategy, accumulation, notify
+    face._fabric_state, face._fabric_step = GradientState(), None
     return face

@@ -1,0 +1,213 @@
+"""Running a function in new processes, by ``multiprocessing``: spawned, or forked from this one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from fabric_backends.launchers.cargo import Call, PackedCall, read_result, write_result
+from fabric_backends.launchers.hazards import process_name, refuse_unguarded_main, refuse_unsafe_fork
+from fabric_backends.launchers.nodes import Node, this_node
+from fabric_backends.launchers.settings import Settings
+from fabric_backends.process_group import leave_all
+from fabric_core.contracts.launcher import Launcher
+from fabric_core.data.seed import seed_environment
+from fabric_core.errors import LaunchError, OptionsError, did_you_mean, listing
+from fabric_core.supervisor import (
+    Child,
+    ProcessChild,
+    enter_rank,
+    error_directory,
+    listening_socket,
+    mark_failure,
+    raise_for_outcome,
+    rank_variables,
+    supervise,
+)
+from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT
+from fabric_core.supervisor.network import resolves_to_loopback
+from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD
+
+_METHODS = ("spawn", "fork", "forkserver")
+
+
+class FunctionLauncher(Launcher):
+    """Runs a function in ``num_processes`` new processes and returns what local rank 0 returned.
+
+    It may be used any number of times in one program, notebooks included when it forks.
+
+    Args:
+        start_method: ``"spawn"`` (the default): fresh interpreters, to which the function and its arguments are sent.
+            They import the script, which has to start its work under ``if __name__ == "__main__":``.
+            ``"fork"``: copies of this process, quick to start; not when a device is in use already. They
+            compute with one thread each, because the pool of threads that the parent has started does not survive
+            in a copy and would be waited for in vain.
+            ``"forkserver"``: as spawn, by way of a server process.
+
+    Raises:
+        OptionsError: There is no such start method.
+    """
+
+    def __init__(self, start_method: str = "spawn") -> None:
+        if start_method not in _METHODS:
+            raise OptionsError(
+                f"There is no start method {start_method!r}.{did_you_mean(start_method, _METHODS)} "
+                f"There are: {listing(_METHODS)}."
+            )
+        self.start_method = start_method
+
+    def launch(
+        self, function: Callable[..., Any], *args: Any, num_processes: int, num_nodes: int = 1, **kwargs: Any
+    ) -> Any:
+        """As the contract.
+
+        With several nodes, ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment tell the place of
+        this one. Tensors among the arguments and in the result are copied; those of the result are on the CPU.
+
+        Raises:
+            LaunchError: The processes cannot be started, or the function or its result cannot be sent.
+            RankFailedError: One of the processes failed.
+            KeyboardInterrupt: The user has ended them.
+        """
+        refuse_unguarded_main()
+        context = _context(self.start_method)
+        if self.start_method == "fork":
+            refuse_unsafe_fork()
+        node = this_node(num_nodes, os.environ)
+        listener = _meeting_point(node, num_nodes)
+        port = node.main_port or DEFAULT_MAIN_PORT if listener is None else listener.getsockname()[1]
+        processes: list[BaseProcess] = []
+        with error_directory() as private:
+            job = _Job(
+                num_processes, num_nodes, node, port, private, os.getpid(), self.start_method == "fork"
+            )
+            call, settings = Call(function, args, kwargs), Settings.of_this_process()
+            starting = _start(context, job, call, settings, listener, processes)
+            outcome = supervise(starting, error_dir=private)
+            for process in processes:
+                if process.exitcode is not None:
+                    process.close()
+            raise_for_outcome(outcome)
+            return read_result(job.result)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every process of one launch has to know."""
+
+    num_processes: int
+    num_nodes: int
+    node: Node
+    main_port: int
+    private: str
+    parent_pid: int
+    forks: bool
+
+    @property
+    def result(self) -> Path:
+        return Path(self.private, "result")
+
+    def rank(self, local_rank: int) -> int:
+        return self.node.rank * self.num_processes + local_rank
+
+    def variables(self, local_rank: int) -> dict[str, str]:
+        ranks = rank_variables(
+            local_rank,
+            num_processes=self.num_processes,
+            main_port=self.main_port,
+            main_address=self.node.main_address,
+            node_rank=self.node.rank,
+            num_nodes=self.num_nodes,
+        )
+        return {**ranks, **seed_environment(), ERROR_DIR: self.private}
+
+
+# -- in the parent ----------------------------------------------------------------------------------------------------
+
+
+def _start(
+    context: BaseContext,
+    job: _Job,
+    call: Call,
+    settings: Settings,
+    listener: socket.socket | None,
+    processes: list[BaseProcess],
+) -> Iterator[tuple[int, Child]]:
+    """Start one process after the other; the first gets the listening socket, which is then closed here."""
+    try:
+        for local_rank in range(job.num_processes):
+            arguments = (job, local_rank, job.variables(local_rank), call, settings, listener)
+            process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+                target=_run_rank, args=arguments, name=process_name(job.private, job.rank(local_rank))
+            )
+            with warnings.catch_warnings():
+                # Newer Pythons warn of what can go wrong in a fork beside threads; refuse_unsafe_fork and _run_rank
+                # see to that.
+                warnings.filterwarnings("ignore", ".*multi-?threaded.*fork", DeprecationWarning)
+                process.start()
+            processes.append(process)
+            if listener is not None:
+                listener.close()
+                listener = None
+            yield job.rank(local_rank), ProcessChild(process)
+    finally:
+        if listener is not None:
+            listener.close()
+
+
+def _context(start_method: str) -> BaseContext:
+    try:
+        return multiprocessing.get_context(start_method)
+    except ValueError:
+        raise LaunchError(
+            f"This system cannot start processes by {start_method!r}, only by "
+            f"{listing(multiprocessing.get_all_start_methods())}. Use the strategy 'ddp' or 'ddp_spawn'."
+        ) from None
+
+
+def _meeting_point(node: Node, num_nodes: int) -> socket.socket | None:
+    """The socket for global rank 0; ``None`` on other nodes, and where rank 0 has to open one that they can reach."""
+    if node.rank != 0 or (num_nodes > 1 and resolves_to_loopback(node.main_address)) or os.name != "posix":
+        return None
+    return listening_socket(
+        node.main_address, node.main_port or (DEFAULT_MAIN_PORT if num_nodes > 1 else None)
+    )
+
+
+# -- in the new process -----------------------------------------------------------------------------------------------
+
+
+def _run_rank(
+    job: _Job,
+    local_rank: int,
+    variables: dict[str, str],
+    call: Call | PackedCall,
+    settings: Settings,
+    listener: socket.socket | None,
+) -> None:
+    """Become a rank, and run the function."""
+    __tracebackhide__ = True
+    with enter_rank(job.rank(local_rank), job.private, parent_pid=job.parent_pid):
+        os.environ.update(variables)
+        if listener is not None:
+            os.environ[LISTEN_FD] = str(listener.detach())
+        # [Note: threads after a fork] OpenMP believes in the pool of threads that the parent has started, and would
+        # wait for it for ever. With one thread, it is not asked.
+        settings.apply(most_threads=1 if job.forks else int(variables["OMP_NUM_THREADS"]))
+        unpacked = call.unpack()
+        try:
+            result = unpacked.function(*unpacked.args, **unpacked.kwargs)
+        except BaseException as error:
+            mark_failure(error)
+            raise
+        if local_rank == 0 and result is not None:
+            write_result(job.result, result)
+        leave_all()

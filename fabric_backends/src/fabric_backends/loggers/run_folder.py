@@ -1,0 +1,69 @@
+"""The folder of one run: ``root_dir/name/version``, made when it is first needed, and never one that exists."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from fabric_core.errors import ConfigurationError
+
+
+class RunFolder:
+    """Where one run writes. Nothing is made until `path` is asked for, and then on global rank 0 only.
+
+    Args:
+        root_dir: The folder of all logs.
+        name: The folder of this experiment in it; empty for none.
+        version: The folder of this run: a number or a name. A run of a version that is there already goes on with
+            what is there. By default the next free number, which no other run can take at the same moment.
+    """
+
+    def __init__(self, root_dir: str | os.PathLike[str], name: str, version: int | str | None) -> None:
+        self.root_dir = Path(root_dir)
+        self.name = name
+        self._version = f"version_{version}" if isinstance(version, int) else version
+        self._path: Path | None = None
+
+    @property
+    def version(self) -> str:
+        """The last part of `path`."""
+        return self.path.name
+
+    @property
+    def path(self) -> Path:
+        """The folder, which exists from now on.
+
+        Raises:
+            ConfigurationError: It cannot be made.
+        """
+        if self._path is None:
+            parent = self.root_dir / self.name
+            try:
+                self._path = _next_free(parent) if self._version is None else _named(parent / self._version)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"There can be no folder for logs in {str(parent)!r}: {error}. Choose another one with root_dir=…."
+                ) from error
+        return self._path
+
+
+def _named(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _next_free(parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [
+        int(found[1]) for entry in parent.iterdir() if (found := re.fullmatch(r"version_(\d+)", entry.name))
+    ]
+    number = max(taken, default=-1) + 1
+    while True:
+        path = parent / f"version_{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # another run was quicker
+            number += 1
+        else:
+            return path
