@@ -108,6 +108,7 @@ found["seconds"] = time.monotonic() - started
 found["nothing"] = launcher.launch(lambda: None, num_processes=2), launcher.launch(sys.exit, num_processes=1)
 found["unsendable"] = error_of(launcher.launch, lambda: threading.Lock(), num_processes=1)
 found["graph"] = launcher.launch(lambda: (torch.ones(2, requires_grad=True) * 3).sum(), num_processes=1).item()
+found["threads alone"] = launcher.launch(torch.get_num_threads, num_processes=1)
 found["children"] = open(f"/proc/self/task/{os.getpid()}/children").read()
 answer(found)
 """
@@ -133,7 +134,7 @@ def test_a_launch_returns_what_rank_0_returned_any_number_of_times(forked: dict[
 
 
 def test_a_forked_rank_computes_although_the_parents_threads_are_gone(forked: dict[str, Any]) -> None:
-    assert forked["first"][5] == 1
+    assert forked["first"][5] == forked["threads alone"] == 1
 
 
 def test_ranks_share_no_weights_with_each_other_or_the_parent(forked: dict[str, Any]) -> None:
@@ -177,7 +178,7 @@ from dataclasses import dataclass
 class Result:
     value: torch.Tensor
 
-def compute(model, same, queue):
+def compute(model, same, queue, graph):
     rank = int(os.environ["RANK"])
     found = {
         "drawn": (torch.rand(1, dtype=torch.float32).item(), random.random(), numpy.random.rand()),
@@ -187,6 +188,7 @@ def compute(model, same, queue):
         "run's seed": os.environ.get("FABRIC_SEED"),
         "threads": torch.get_num_threads(),
         "shared": model.weight.is_shared(),
+        "graph": graph.item(),
         "tied": model.weight is same.weight and model.weight.data_ptr() == same.view.data_ptr(),
     }
     queue.put(rank)
@@ -204,9 +206,10 @@ if __name__ == "__main__":
     same = torch.nn.Module()
     same.weight, same.view = model.weight, model.weight.detach()
     queue = multiprocessing.get_context("spawn").Queue()
+    graph = (torch.ones(2, requires_grad=True) * 3).sum()
     seed_everything(11)
     launcher = FunctionLauncher("spawn")
-    result, found = launcher.launch(compute, model, same, queue, num_processes=2)
+    result, found = launcher.launch(compute, model, same, queue, graph, num_processes=2)
     found["queue"] = sorted([queue.get(timeout=10), queue.get(timeout=10)])
     found["result"] = type(result) is Result, result.value.tolist()
     found["the parent's next"] = torch.rand(1, dtype=torch.float32).item(), random.random(), numpy.random.rand()
@@ -227,6 +230,7 @@ def test_a_spawned_rank_has_the_parents_settings_and_copies_of_its_tensors(progr
     assert found["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
     assert (found["shared"], found["still the parent's own"]) == (False, True)
     assert found["tied"] is True
+    assert found["graph"] == 6
     assert found["queue"] == [0, 1]
     assert found["result"] == (True, [[0, 0], [0, 0]])
     name, message = found["lambda"]

@@ -97,8 +97,8 @@ def test_the_metrics_of_one_step_end_in_one_row(logger: CSVLogger) -> None:
 
 
 def test_metrics_that_come_after_their_row_was_written_still_join_it(logger: CSVLogger) -> None:
-    logger.log_metrics({"loss": 1.0}, 7)
-    assert rows(logger) == [{"step": 7, "loss": 1.0}]
+    logger.log_metrics({"loss": 1.03125}, 7)
+    assert rows(logger) == [{"step": 7, "loss": 1.03125}]
     logger.log_metrics({"loss": 2.0}, 7)
     assert rows(logger) == [{"step": 7, "loss": 2.0}]
     logger.log_metrics({"accuracy": 0.5}, 7)
@@ -291,17 +291,23 @@ def test_every_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
 
 def test_runs_that_start_at_the_same_moment_do_not_share_a_folder(tmp_path: Path) -> None:
     code = """
-        import sys, time
+        import sys
         from fabric_backends.loggers.run_folder import RunFolder
+        print("ready", flush=True)
         sys.stdin.readline()
-        print([RunFolder("logs", "name", None).version for _ in range(50)])
+        print([RunFolder("logs", "name", None).version for _ in range(100)])
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
-    outputs = [process.communicate("go\n", timeout=60)[0] for process in runs]
+    for process in runs:
+        assert process.stdout.readline() == "ready\n"
+    for process in runs:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=60)[0] for process in runs]
     names = [name for output in outputs for name in json.loads(output.replace("'", '"'))]
-    assert sorted(names) == sorted(f"version_{number}" for number in range(100))
+    assert sorted(names) == sorted(f"version_{number}" for number in range(200))
 
 
 def test_a_version_that_is_there_is_continued(tmp_path: Path) -> None:
@@ -516,12 +522,14 @@ def test_tensorboard_is_imported_when_something_is_written(tmp_path: Path) -> No
         logger = TensorBoardLogger("logs")
         logger.save()
         assert not {"tensorboard", "torch"} & set(sys.modules)
-        logger.log_metrics({"loss": 0.5}, 0)
+        for step in range(5):
+            logger.log_metrics({"loss": 0.5}, step)
         assert "tensorboard" in sys.modules
     """
     done = run(code, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert points(tmp_path / "logs/fabric_logs/version_0", "loss") == [(0, 0.5)]
+    written = points(tmp_path / "logs/fabric_logs/version_0", "loss")
+    assert written == [(step, 0.5) for step in range(5)], "also when nobody closes the logger"
 
 
 def test_a_missing_tensorboard_is_an_error_with_advice(

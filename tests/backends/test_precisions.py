@@ -20,6 +20,7 @@ from fabric_backends.precisions.mixed import MixedPrecision
 from fabric_backends.precisions.true import TruePrecision
 from fabric_core import (
     CheckpointKeyError,
+    Fabric,
     OptionsError,
     Precision,
     Registry,
@@ -550,6 +551,27 @@ def test_gradients_that_wait_for_their_step_survive_a_change_of_the_scale(
         second.zero_grad()
     assert moved(two) == 3 * 8.0
     assert moved(one) == 3 * 2.0 + (0.0 if first_gradient == float("inf") else 3.0)
+
+
+def test_the_first_change_of_the_scale_finds_an_optimizer_that_has_not_stepped_yet() -> None:
+    """Through a Fabric, because it is `setup` that tells the precision of an optimizer before its first step."""
+    one, two = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    with Fabric(
+        accelerator="cpu",
+        devices=1,
+        precision="16-mixed",
+        precision_options={"scaler": {"init_scale": 8.0, "growth_interval": 1}},
+    ) as fabric:
+        fabric.launch()
+        first = fabric.setup(one, torch.optim.SGD(one.parameters(), lr=1.0))[1]
+        second = fabric.setup(two, torch.optim.SGD(two.parameters(), lr=1.0))[1]
+        start = one.weight.item(), two.weight.item()
+        fabric.backward((one.weight + 3 * two.weight).sum())
+        first.step()
+        fabric.backward(5 * two.weight.sum())
+        second.step()
+    assert one.weight.item() == pytest.approx(start[0] - 1.0, abs=1e-6)
+    assert two.weight.item() == pytest.approx(start[1] - 8.0, abs=1e-6)
 
 
 def test_gradients_that_are_kept_after_a_step_are_added_to_as_in_plain_pytorch() -> None:

@@ -132,17 +132,18 @@ class CSVLogger(Logger):
         if not self._failed:
             self._failed = True
             self._warn(
-                f"Nothing can be written to {str(self.log_dir)!r}: {error}. The training goes on; what is logged is held "
-                "in memory and written as soon as that works again."
+                f"Nothing can be written to {str(self.log_dir)!r}: {error}. The training goes on; what is logged is "
+                "held in memory and written as soon as that works again."
             )
 
     def finalize(self, status: str) -> None:
         """Write the rows that are held back, and say so when some are lost."""
         self.save()
+        if self._hyperparameters_held:
+            self._warn(f"The settings of the run could not be written to {str(self.log_dir)!r} and are lost.")
         if self._table is not None and (lost := self._table.unsaved + self._table.lost):
-            self._warn(
-                f"{lost} row(s) of metrics could not be written to {str(self._table.path)!r} and are lost."
-            )
+            path = str(self._table.path)
+            self._warn(f"{lost} row(s) of metrics could not be written to {path!r} and are lost.")
 
     def _warn(self, message: str) -> None:
         warnings.warn(message, UserWarning, stacklevel=3)

@@ -107,6 +107,7 @@ class Table:
         with self.path.open("r+b") as file:
             file.seek(self._final)
             file.write(b"".join(closed) + last)
+            file.truncate()
         self._settle(self._final + sum(map(len, closed)), last)
 
     def _rewrite(self, columns: list[str]) -> None:

@@ -1,0 +1,312 @@
+"""The state of a ``Fabric`` and its life: plan, parts, launching, joining the other ranks, closing."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+from fabric_core.accumulation import Accumulation
+from fabric_core.build import build
+from fabric_core.consensus import check_same_plan
+from fabric_core.contracts.accelerator import Accelerator
+from fabric_core.contracts.launcher import Launcher
+from fabric_core.contracts.strategy import Strategy
+from fabric_core.data.iteration import LoaderTracker
+from fabric_core.errors import SetupError, WrongTypeError
+from fabric_core.plan import AUTO, Plan
+from fabric_core.registry import default_registry
+from fabric_core.request import as_tuple, make_request, replace_deprecated
+from fabric_core.resolve import resolve
+from fabric_core.specs import LauncherSpec
+from fabric_core.wrappers.guard import BackwardGuard
+
+T = TypeVar("T")
+
+
+class Life:
+    """What every group of verbs stands on. Users see it as ``Fabric``, where the arguments are described."""
+
+    def __init__(
+        self,
+        *,
+        accelerator: Any = AUTO,
+        strategy: Any = AUTO,
+        devices: Any = AUTO,
+        num_nodes: int | str = AUTO,
+        precision: Any = None,
+        plugins: Any = None,
+        callbacks: Any = None,
+        loggers: Any = None,
+        strategy_options: Mapping[str, Any] | None = None,
+        precision_options: Mapping[str, Any] | None = None,
+        gpus: Any = None,
+        tpu_cores: Any = None,
+    ) -> None:
+        flags = {
+            "accelerator": accelerator,
+            "strategy": strategy,
+            "devices": devices,
+            "num_nodes": num_nodes,
+            "precision": precision,
+        }
+        old = {"gpus": gpus, "tpu_cores": tpu_cores}
+        replace_deprecated(flags, {name: value for name, value in old.items() if value is not None})
+        registry = default_registry()
+        request = make_request(
+            flags,
+            plugins=plugins,
+            loggers=loggers,
+            options={"strategy": strategy_options or {}, "precision": precision_options or {}},
+            environ=os.environ,
+            registry=registry,
+        )
+        self.plan: Plan = resolve(request, registry)
+        for sentence in self.plan.warnings:
+            warnings.warn(sentence, UserWarning, stacklevel=2)
+        self._parts = build(self.plan)
+        self.callbacks: list[Any] = list(as_tuple(callbacks))
+        self.loggers: list[Any] = list(self._parts.loggers)
+        self._connected = False
+        self._closed = False
+        self._tracker = LoaderTracker()
+        self._accumulation = Accumulation(self._tracker)
+        self._guard = self._make_guard()
+        self._warned_no_hold = False
+        self._turns = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """In the style ``class Trainer(Fabric): def run(self): …``, calling ``run`` launches first."""
+        super().__init_subclass__(**kwargs)
+        run = inspect.getattr_static(cls, "run", None)
+        if inspect.isfunction(run) and not hasattr(run, "launches"):
+            cls.run = _launching(run)  # type: ignore[attr-defined]
+
+    def _make_guard(self) -> BackwardGuard | None:
+        if self._parts.precision.scales_loss:
+            return BackwardGuard(f"the precision {self.plan.precision.name!r} scales losses")
+        if self._parts.strategy.owns_backward:
+            return BackwardGuard(f"the strategy {self.plan.strategy.name!r} has a backward pass of its own")
+        return None
+
+    # -- who and where --------------------------------------------------------------------------------------------
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The accelerator that was chosen."""
+        return self._parts.accelerator
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that was chosen."""
+        return self._parts.strategy
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self._parts.strategy.root_device
+
+    @property
+    def world_size(self) -> int:
+        """How many processes the job has, also before `launch`."""
+        return self.plan.world_size
+
+    @property
+    def global_rank(self) -> int:
+        """The number of this process among all, from 0."""
+        return self._parts.strategy.global_rank
+
+    @property
+    def local_rank(self) -> int:
+        """The number of this process among those of its node, from 0."""
+        return self._parts.strategy.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        """The number of this node, from 0."""
+        return self._parts.strategy.node_rank
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is global rank 0."""
+        return self.global_rank == 0
+
+    @property
+    def logger(self) -> Any:
+        """The first logger.
+
+        Raises:
+            SetupError: There is none.
+        """
+        if not self.loggers:
+            raise SetupError("This Fabric has no logger. Pass one: Fabric(loggers=…).")
+        return self.loggers[0]
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    def launch(self, function: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Start the processes of the job. Called once, before anything is set up.
+
+        Where the processes are there already (``fabric run``, torchrun, a cluster), or one is enough, nothing is
+        started. Otherwise, depending on the strategy, the script is started again in every process and this one only
+        watches over them and ends with them; or ``function`` runs in new processes, and this one goes on afterwards.
+
+        Args:
+            function: What the processes run, called with this ``Fabric`` first: ``function(fabric, *args, **kwargs)``.
+            args, kwargs: What else it is called with.
+
+        Returns:
+            What ``function`` returned, on rank 0 of this node where several processes ran it; ``None`` without one.
+
+        Raises:
+            SetupError: The strategy needs a function, and none was given.
+            WrongTypeError: The function cannot be called with a ``Fabric``.
+            RankFailedError: A process failed.
+        """
+        _check_function(function)
+        self._require_open("launch")
+        launcher = self._launcher_to_use()
+        if self._connected or launcher is None:
+            self._connect()
+            return None if function is None else function(self, *args, **kwargs)
+        choice = self.plan.launcher
+        if choice is not None and isinstance(choice.spec, LauncherSpec) and choice.spec.needs_function:
+            _require_function(function, self.plan.strategy.name)
+        return launcher.launch(
+            _run_in_rank,
+            self,
+            function,
+            *args,
+            num_processes=self.plan.processes_per_node,
+            num_nodes=self.plan.num_nodes,
+            **kwargs,
+        )
+
+    def _launcher_to_use(self) -> Launcher | None:
+        """The launcher, unless an environment that could not be detected turns out to have started the processes."""
+        return None if self._parts.cluster_environment.creates_processes_externally else self._parts.launcher
+
+    def _connect(self) -> None:
+        if self._connected:
+            return
+        strategy, environment = self._parts.strategy, self._parts.cluster_environment
+        environment.validate(self.plan.processes_per_node, self.plan.num_nodes)
+        store = strategy.store
+        if store is not None:
+            check_same_plan(
+                store,
+                self.plan.fingerprint(),
+                rank=strategy.global_rank,
+                world_size=self.world_size,
+                node_rank=strategy.node_rank,
+            )
+        strategy.connect()
+        self._connected = True
+
+    def _require_launched(self, verb: str) -> None:
+        """Where the processes are there already, the first verb joins them; otherwise somebody has to start them."""
+        if self._connected:
+            return
+        self._require_open(verb)
+        if self._launcher_to_use() is not None:
+            raise SetupError(
+                f"fabric.{verb}() was called before fabric.launch(): the strategy {self.plan.strategy.name!r} needs "
+                f"{self.plan.processes_per_node} process(es) on this node, and they are not started yet. Call "
+                "fabric.launch() first, or start the script with 'fabric run'."
+            )
+        self._connect()
+
+    def _require_open(self, verb: str) -> None:
+        if self._closed:
+            raise SetupError(f"fabric.{verb}() was called after fabric.close(). Make a new Fabric.")
+
+    def close(self, status: str = "success") -> None:
+        """Finish the loggers and give back what the parts hold. Called on every rank; a second call does nothing.
+
+        Args:
+            status: ``"success"`` or ``"failed"``, for the loggers.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as stack:
+            parts = self._parts
+            for part in (parts.cluster_environment, parts.checkpoint_io, parts.precision, parts.accelerator):
+                stack.callback(part.teardown)
+            stack.callback(parts.strategy.teardown)
+            if self._guard is not None:
+                stack.callback(self._guard.release)
+            if self.is_global_zero:
+                for logger in self.loggers:
+                    stack.callback(_finish_logger, logger, status)
+        self._connected = False
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self.close("success" if kind is None else "failed")
+
+
+def _launching(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The ``run`` method of a subclass, which launches the job first when nothing has."""
+
+    @wraps(run)
+    def launched(self: Life, *args: Any, **kwargs: Any) -> Any:
+        if self._connected:
+            return run(self, *args, **kwargs)
+        return self.launch(_call_run, *args, **kwargs)
+
+    launched.launches = True  # type: ignore[attr-defined]
+    return launched
+
+
+def _call_run(fabric: Any, *args: Any, **kwargs: Any) -> Any:
+    return fabric.run(*args, **kwargs)
+
+
+def _run_in_rank(fabric: Life, function: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    """What a launcher runs in each process."""
+    with fabric:
+        fabric._connect()
+        return None if function is None else function(fabric, *args, **kwargs)
+
+
+def _check_function(function: Any) -> None:
+    if function is None:
+        return
+    if not callable(function):
+        raise WrongTypeError(f"fabric.launch takes a function, not a {type(function).__qualname__}.")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # a function written in C says nothing of its arguments
+        return
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if not any(p.kind in (*positional, inspect.Parameter.VAR_POSITIONAL) for p in parameters):
+        raise WrongTypeError(
+            f"fabric.launch({getattr(function, '__name__', function)!s}) calls the function with the Fabric as its "
+            "first argument, and it takes none. Write: def function(fabric): …"
+        )
+
+
+def _require_function(function: Any, strategy: str) -> None:
+    if function is None:
+        raise SetupError(
+            f"The strategy {strategy!r} runs a function in new processes, and fabric.launch() was given none. "
+            "Put the training into a function and call fabric.launch(function); it gets the Fabric as its argument."
+        )
+
+
+def _finish_logger(logger: Any, status: str) -> None:
+    for method, arguments in (("save", ()), ("finalize", (status,))):
+        getattr(logger, method, _nothing)(*arguments)
+
+
+def _nothing(*_: Any) -> None:
+    """For a logger that has no such method."""

@@ -1,0 +1,92 @@
+"""Saving and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fabric_core import checkpoint as checkpoints
+from fabric_core.errors import WrongTypeError
+from fabric_core.verbs.life import Life
+
+
+class State(Life):
+    """Checkpoints."""
+
+    def save(
+        self,
+        path: Any = None,
+        state: Any = None,
+        filter: Mapping[str, Callable[[str, Any], bool]] | None = None,  # noqa: A002
+    ) -> None:
+        """Write a checkpoint. Called on every rank; returns when it is on disk.
+
+        A crash at any moment leaves the old file or the new one. The state of the precision (a loss scale) is saved
+        along. ``path`` and ``state`` may be given in either order.
+
+        Args:
+            path: Where to.
+            state: A dictionary of models, optimizers, objects with ``state_dict``, plain values, and of dictionaries
+                of them.
+            filter: For some keys, a function of a name and a value that says which entries of that state to keep.
+
+        Raises:
+            CheckpointError: It cannot be written; on every rank. What was there before is intact.
+        """
+        self._require_launched("save")
+        where, what = checkpoints.path_and_state(path, state)
+        collected = checkpoints.collect(what, self.strategy, self._parts.precision, filter)
+        self.strategy.save_checkpoint(where, collected)
+
+    def load(
+        self,
+        path: Any = None,
+        state: Any = None,
+        strict: bool = True,
+        *,
+        weights_only: bool = True,
+    ) -> dict[str, Any]:
+        """Read a checkpoint. Called on every rank.
+
+        Args:
+            path: What `save` was given. ``path`` and ``state`` may be given in either order.
+            state: What to restore, in place: models, optimizers and stateful objects are loaded, plain values
+                replaced. Without it, the whole checkpoint is returned, on the CPU.
+            strict: Raise when the checkpoint lacks a key of ``state``, or a parameter.
+            weights_only: ``False`` allows the file to execute code while it is read. Only for files that you trust.
+
+        Returns:
+            What of the checkpoint ``state`` did not ask for.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged.
+            CheckpointKeyError: It lacks something.
+            UnsafeCheckpointError: It holds more than ``weights_only`` allows.
+        """
+        self._require_launched("load")
+        if state is None:
+            return self._read(path, weights_only)
+        where, what = checkpoints.path_and_state(path, state)
+        if not isinstance(what, MutableMapping):
+            raise WrongTypeError(
+                f"load restores a dictionary of things, not a {type(what).__name__}; for one bare state dict there is "
+                "load_raw(path, obj)."
+            )
+        loaded = self.strategy.load_checkpoint(where, weights_only=weights_only)
+        return checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
+
+    def load_raw(
+        self, path: Any, obj: nn.Module | Optimizer, strict: bool = True, *, weights_only: bool = True
+    ) -> None:
+        """Load a bare state dict, as ``torch.save(model.state_dict())`` writes it, into a model or an optimizer.
+
+        Called on every rank. Arguments and errors as in `load`.
+        """
+        self._require_launched("load_raw")
+        checkpoints.restore_raw(self._read(path, weights_only), obj, self.strategy, strict)
+
+    def _read(self, path: Any, weights_only: bool) -> dict[str, Any]:
+        return self.strategy.load_checkpoint(checkpoints.checked_path(path), weights_only=weights_only)

@@ -1,0 +1,163 @@
+"""The verbs of a training step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fabric_core.accumulation import Window
+from fabric_core.errors import ConfigurationError, WrongTypeError
+from fabric_core.verbs.reporting import Reporting
+from fabric_core.wrappers.face import unwrap
+from fabric_core.wrappers.module import FabricModule
+
+
+class Step(Reporting):
+    """Backward passes, clipping, accumulation."""
+
+    def backward(self, loss: Tensor, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        """Compute gradients: ``loss.backward()``, in the way of precision and strategy. Called on every rank.
+
+        Inside `accumulate`, the loss is divided by the number of micro-batches in the window.
+
+        Args:
+            loss: A scalar; any shape when ``gradient=`` is given.
+            model: The set-up model that the loss comes from, where a strategy has to know it.
+            args, kwargs: For ``torch.Tensor.backward``.
+        """
+        self._require_launched("backward")
+        loss = self._parts.precision.scale_loss(self._accumulation.share(loss))
+        module = model._fabric_forward_module if isinstance(model, FabricModule) else model
+        guard = self._guard
+        if guard is None:
+            self.strategy.backward(loss, module, *args, **kwargs)
+            return
+        guard.inside = True
+        try:
+            self.strategy.backward(loss, module, *args, **kwargs)
+        finally:
+            guard.inside = False
+
+    def clip_gradients(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        clip_val: float | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool | None = None,
+    ) -> Tensor | None:
+        """Clip the gradients of an optimizer's parameters, in place, by value or by norm. Called on every rank.
+
+        Gradients of a scaled loss are brought to their true size first. Inside a window of `accumulate` that is not
+        full, nothing happens and ``None`` is returned.
+
+        Args:
+            module: The set-up model.
+            optimizer: Whose parameters.
+            clip_val: Clamp each element to ``[-clip_val, clip_val]``.
+            max_norm: Scale all gradients so that their joint norm is at most this. Exactly one of the two.
+            norm_type: The p of the p-norm; may be ``inf``.
+            error_if_nonfinite: Raise when the norm is NaN or infinite. By default it raises, except where losses are
+                scaled: there such a step is skipped anyway, and the scale lowered.
+
+        Returns:
+            With ``max_norm`` the norm before clipping, over all ranks: a 0-dimensional tensor.
+
+        Raises:
+            ConfigurationError: Not exactly one of ``clip_val`` and ``max_norm``.
+            RuntimeError: The norm is not finite.
+        """
+        if (clip_val is None) == (max_norm is None):
+            raise ConfigurationError(
+                f"clip_gradients takes either clip_val or max_norm; got clip_val={clip_val}, max_norm={max_norm}."
+            )
+        self._require_launched("clip_gradients")
+        if self._accumulation.is_open:
+            return None
+        precision, original = self._parts.precision, unwrap(optimizer)
+        precision.unscale_gradients(original)
+        parameters = [parameter for group in original.param_groups for parameter in group["params"]]
+        forward_module = module._fabric_forward_module if isinstance(module, FabricModule) else module
+        if max_norm is None:
+            self.strategy.clip_gradients_value(forward_module, parameters, float(clip_val or 0.0))
+            return None
+        strict = not precision.scales_loss if error_if_nonfinite is None else error_if_nonfinite
+        return self.strategy.clip_gradients_norm(forward_module, parameters, max_norm, norm_type, strict)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of the precision's forward pass, for computations outside of a model."""
+        return self._parts.precision.forward_context()
+
+    @contextmanager
+    def no_backward_sync(self, model: nn.Module, enabled: bool = True) -> Iterator[None]:
+        """A context in which gradients are not synchronised between ranks. Called on every rank.
+
+        Forward and backward pass both have to be inside. Where the strategy cannot hold the synchronisation back,
+        this does nothing, with one warning.
+
+        Args:
+            model: A set-up model.
+            enabled: ``False`` makes it do nothing.
+
+        Raises:
+            WrongTypeError: The model is not set up.
+        """
+        if not isinstance(model, FabricModule):
+            raise WrongTypeError(
+                f"no_backward_sync needs a model that setup() returned, not a {type(model).__qualname__}."
+            )
+        self._require_launched("no_backward_sync")
+        held = self.strategy.hold_gradient_sync(model._fabric_forward_module) if enabled else None
+        if enabled and held is None and not self._warned_no_hold:
+            self._warned_no_hold = True
+            warnings.warn(
+                f"The strategy {self.plan.strategy.name!r} cannot hold back the synchronisation of gradients; they are "
+                "synchronised in every backward pass. The result is the same.",
+                UserWarning,
+                stacklevel=3,
+            )
+        if held is None:
+            yield
+        else:
+            with held:
+                yield
+
+    @contextmanager
+    def accumulate(self, model: nn.Module | Iterable[nn.Module], every: int) -> Iterator[Window]:
+        """Run one micro-batch of a window of ``every``: the optimizer steps once per window. Called on every rank.
+
+        Inside, ``backward`` divides the loss by the number of micro-batches in the window, and gradients are
+        synchronised, clipped, applied (``optimizer.step``) and dropped (``optimizer.zero_grad``) only with the last
+        of them. The last batch of the loader that is being looped over (one that was set up) ends a window early;
+        the losses are then divided by the number that there really are.
+
+        Example:
+            >>> for batch in loader:
+            ...     with fabric.accumulate(model, every=8):
+            ...         fabric.backward(loss_function(model(batch)))
+            ...         optimizer.step()
+            ...         optimizer.zero_grad()
+
+        Args:
+            model: A set-up model, or several that are trained in the same window.
+            every: How many micro-batches make a window.
+
+        Yields:
+            The window; its ``is_full`` tells whether optimizers step in this micro-batch.
+        """
+        models = [model] if isinstance(model, nn.Module) else list(model)
+        with (
+            self._accumulation.enter([unwrap(m) for m in models], every) as window,
+            ExitStack() as stack,
+        ):
+            for each in models:
+                if window.correction != 1.0:
+                    self.strategy.scale_gradients(unwrap(each), window.correction)
+                stack.enter_context(self.no_backward_sync(each, enabled=not window.is_full))
+            yield window
