@@ -72,7 +72,9 @@ def two_nodes(tmp_path: Path, clean_environ: dict[str, str]) -> Callable[..., li
     return run
 
 
-def test_the_same_plugins_everywhere_work(site: Callable[[str], Path], two_nodes: Callable[..., list[Any]]) -> None:
+def test_the_same_plugins_everywhere_work(
+    site: Callable[[str], Path], two_nodes: Callable[..., list[Any]]
+) -> None:
     for stdout, stderr, code in two_nodes(site("1.0"), site("1.0")):
         assert (stdout.split(), code) == (["sum", "2"], 0), stderr
 
