@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -9,7 +10,12 @@ import torch
 from torch import nn
 
 from fabric_backends.strategies.ddp import DDPStrategy
-from fabric_core.errors import OptionsError
+from fabric_core.contracts.strategy import Surroundings
+from fabric_core.errors import OptionsError, SetupError
+from fabric_core.parts.cpu import CPUAccelerator
+from fabric_core.parts.full_precision import FullPrecision
+from fabric_core.parts.local import LocalEnvironment
+from fabric_core.parts.torch_file import TorchFile
 
 STEPS = 20
 
@@ -298,6 +304,21 @@ answer((*error, time.monotonic() - started))
     assert "127.0.0.1 port 29837" in message
     assert "init_timeout" in message
     assert seconds < 10
+
+
+def test_a_strategy_cannot_connect_before_its_processes_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FABRIC_LAUNCHED", raising=False)
+    strategy = DDPStrategy()
+    cpu = torch.device("cpu")
+    parts = CPUAccelerator(), FullPrecision(), LocalEnvironment(), TorchFile()
+    strategy.attach(Surroundings(*parts, (cpu, cpu), 2, 1))
+    assert (strategy.world_size, strategy.global_rank) == (2, 0)
+    with pytest.raises(
+        SetupError, match=r"2 processes, of which 1 are started. Call fabric.launch\(\) first"
+    ):
+        strategy.connect()
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    strategy.teardown()
 
 
 @pytest.mark.parametrize(

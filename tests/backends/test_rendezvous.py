@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+
 from fabric_backends.rendezvous import BringsStore, meet
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.errors import LaunchError

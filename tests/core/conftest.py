@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fabric_core import Plan, Registry, Request, hookimpl, hooks
+from fabric_core.registry import default_registry
 from fabric_core.resolve import resolve
 
 OURS = (
@@ -224,6 +225,15 @@ class Shelf(Registry):
 def shelf() -> Shelf:
     """A registry with the core's own parts and nothing else."""
     return Shelf()
+
+
+@pytest.fixture
+def core_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """The registry that a ``Fabric`` uses, with nothing in it but the core's own parts."""
+    monkeypatch.setenv("FABRIC_PLUGINS_AUTOLOAD", "0")
+    default_registry.cache_clear()
+    yield default_registry()
+    default_registry.cache_clear()
 
 
 def least(measure: Callable[[], float], limit: float, tries: int = 25) -> float:

@@ -21,19 +21,13 @@ from fabric_core import (
     ConfigurationError,
     Fabric,
     Precision,
-    Registry,
     Strategy,
     StrategySpec,
     WrongTypeError,
     unwrap,
 )
 
-CORE = Registry({"FABRIC_PLUGINS_AUTOLOAD": "0"})
-
-
-@pytest.fixture(autouse=True)
-def _only_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fabric_core.fabric.default_registry", lambda: CORE)
+pytestmark = pytest.mark.usefixtures("core_alone")
 
 
 @pytest.fixture
@@ -173,7 +167,9 @@ def test_save_without_a_path_and_a_state_is_refused(fabric: Fabric, arguments: A
         fabric.save(*arguments)
 
 
-@pytest.mark.parametrize("arguments", [("a", "b"), ({}, {}), (), ({"a": 1},), (None,), (b"a",), (3,)], ids=repr)
+@pytest.mark.parametrize(
+    "arguments", [("a", "b"), ({}, {}), (), ({"a": 1},), (None,), (b"a",), (3,)], ids=repr
+)
 def test_load_without_a_path_is_refused(fabric: Fabric, arguments: Any) -> None:
     with pytest.raises(WrongTypeError, match="path"):
         fabric.load(*arguments)
@@ -375,7 +371,9 @@ def test_a_missing_key_is_an_error_that_restores_nothing(fabric: Fabric, path: P
         ({"model": model, "step": 0, "epoch": 0}, "'epoch'"),
         ({"model": model, "step": 0, "run": {"counter": counter, "other": Counter()}}, r"'run\.other'"),
     ):
-        with pytest.raises(CheckpointKeyError, match=rf"no {missing}.*It has: 'model', 'run', 'step'.*strict=False"):
+        with pytest.raises(
+            CheckpointKeyError, match=rf"no {missing}.*It has: 'model', 'run', 'step'.*strict=False"
+        ):
             fabric.load(path, state)
         assert (state["step"], counter.count) == (0, 0)
         assert same(model, before)
@@ -402,7 +400,7 @@ def test_missing_keys_are_skipped_on_demand(fabric: Fabric, path: Path) -> None:
         (nn.Linear(3, 2), "size mismatch for weight"),
         (nn.Linear(4, 2, bias=False), "Unexpected key.*bias"),
         (nn.Sequential(nn.Linear(4, 2)), "Missing key.*0.weight"),
-        (torch.optim.SGD(nn.Linear(4, 2).parameters()), "does not fit this SGD"),
+        (torch.optim.SGD(nn.Linear(4, 2).parameters()), "this SGD;.*KeyError: 'param_groups'"),
     ],
     ids=["shapes", "extra", "missing", "optimizer"],
 )
@@ -411,7 +409,7 @@ def test_a_state_that_does_not_fit_is_named(
 ) -> None:
     fabric.save(path, nn.Linear(4, 2).state_dict() if raw else {"net": nn.Linear(4, 2)})
     what = "The checkpoint" if raw else "The checkpoint's 'net'"
-    with pytest.raises(CheckpointError, match=rf"(?s){what} does not fit.*{words}"):
+    with pytest.raises(CheckpointError, match=rf"(?s){what} does not fit .*{words}"):
         fabric.load_raw(path, model) if raw else fabric.load(path, {"net": model})
 
 

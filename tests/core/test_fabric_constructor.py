@@ -98,19 +98,12 @@ class Parts:
         yield PrecisionSpec("tiny", Tiny, aliases=("4",))
 
 
-CORE = Registry({"FABRIC_PLUGINS_AUTOLOAD": "0"})
-WITH_PARTS = Registry({"FABRIC_PLUGINS_AUTOLOAD": "0"})
-WITH_PARTS.register(Parts(), distribution="acme", version="1.0")
-
-
-@pytest.fixture(autouse=True)
-def _only_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fabric_core.fabric.default_registry", lambda: CORE)
+pytestmark = pytest.mark.usefixtures("core_alone")
 
 
 @pytest.fixture
-def _parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fabric_core.fabric.default_registry", lambda: WITH_PARTS)
+def _parts(core_alone: Registry) -> None:
+    core_alone.register(Parts(), distribution="acme", version="1.0")
 
 
 # -- what is chosen -----------------------------------------------------------------------------------------------
@@ -147,7 +140,9 @@ def test_full_precision_has_many_spellings(precision: Any) -> None:
 
 
 def test_an_unknown_name_is_answered_with_those_that_there_are() -> None:
-    with pytest.raises(UnknownPluginError, match=r"'singel_device'.*mean 'single_device'.*Installed: single_device"):
+    with pytest.raises(
+        UnknownPluginError, match=r"'singel_device'.*mean 'single_device'.*Installed: single_device"
+    ):
         Fabric(strategy="singel_device")
     with pytest.raises(UnknownPluginError, match="fp12.*Installed: 32-true"):
         Fabric(precision="fp12")
@@ -197,7 +192,9 @@ def test_a_precision_may_be_a_plugin_by_instance_class_or_name(plugin: Any) -> N
 
 
 @pytest.mark.usefixtures("_parts")
-@pytest.mark.parametrize("precision", [Tiny(), Tiny, "tiny", 4, f"{__name__}:Tiny"], ids=lambda p: repr(p)[:12])
+@pytest.mark.parametrize(
+    "precision", [Tiny(), Tiny, "tiny", 4, f"{__name__}:Tiny"], ids=lambda p: repr(p)[:12]
+)
 def test_a_precision_is_taken_in_every_form(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__, sys.modules["__main__"]))
     monkeypatch.setattr(sys.modules[__name__], "Tiny", Tiny, raising=False)
@@ -264,7 +261,9 @@ def test_a_pair_that_nobody_vouches_for_is_tried_with_one_warning_at_the_line_of
     class Strange(Strategy):
         pass
 
-    with pytest.warns(UserWarning, match="Neither the strategy 'Strange' nor the accelerator 'cpu'") as caught:
+    with pytest.warns(
+        UserWarning, match="Neither the strategy 'Strange' nor the accelerator 'cpu'"
+    ) as caught:
         Fabric(accelerator="cpu", strategy=Strange())
     assert [(w.filename, w.category) for w in caught] == [(__file__, UserWarning)]
 
@@ -331,7 +330,11 @@ def test_making_a_fabric_changes_nothing_in_the_process() -> None:
     """
     environ = {"PATH": "/usr/bin:/bin", "FABRIC_PLUGINS_AUTOLOAD": "0"}
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, env=environ
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environ,
     )
     assert result.returncode == 0, result.stderr
 
@@ -573,7 +576,9 @@ def test_call_reaches_every_callback_that_has_the_method_with_what_it_takes() ->
     assert seen == [1]
     fabric.call("on_other")
     fabric.callbacks = [Attribute()]
-    with pytest.warns(UserWarning, match="Attribute has an attribute 'on_event' that is not callable") as caught:
+    with pytest.warns(
+        UserWarning, match="Attribute has an attribute 'on_event' that is not callable"
+    ) as caught:
         fabric.call("on_event")
     assert caught[0].filename == __file__
 
@@ -656,5 +661,7 @@ def test_a_checkpoint_io_by_class_is_what_saves(tmp_path: Path) -> None:
 def test_nothing_warns_on_the_ordinary_way() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with Fabric(accelerator="cpu", strategy="auto", devices="auto", num_nodes=1, precision="32-true") as fabric:
+        with Fabric(
+            accelerator="cpu", strategy="auto", devices="auto", num_nodes=1, precision="32-true"
+        ) as fabric:
             fabric.setup(nn.Linear(1, 1))

@@ -20,7 +20,6 @@ from fabric_core import (
     Fabric,
     Inventory,
     Precision,
-    Registry,
     SetupError,
     Strategy,
     StrategySpec,
@@ -29,12 +28,7 @@ from fabric_core import (
     unwrap,
 )
 
-CORE = Registry({"FABRIC_PLUGINS_AUTOLOAD": "0"})
-
-
-@pytest.fixture(autouse=True)
-def _only_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fabric_core.fabric.default_registry", lambda: CORE)
+pytestmark = pytest.mark.usefixtures("core_alone")
 
 
 @pytest.fixture
@@ -138,7 +132,9 @@ def test_everything_is_set_up_once(fabric: Fabric) -> None:
     assert again(torch.ones(1, 1)).shape == (1, 1)
 
 
-@pytest.mark.parametrize("wrong", ["model", None, 3, nn.Linear, [nn.Linear(1, 1)]], ids=lambda w: repr(w)[:12])
+@pytest.mark.parametrize(
+    "wrong", ["model", None, 3, nn.Linear, [nn.Linear(1, 1)]], ids=lambda w: repr(w)[:12]
+)
 def test_what_is_no_model_is_refused(fabric: Fabric, wrong: Any) -> None:
     for setup in (fabric.setup, fabric.setup_module):
         with pytest.raises(WrongTypeError, match=r"takes a torch\.nn\.Module, not a"):
@@ -157,7 +153,9 @@ def test_what_is_no_optimizer_is_refused_before_anything_is_changed(elsewhere: F
     assert model.weight.device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("wrong", ["loader", [1, 2], None, TensorDataset(torch.ones(1))], ids=lambda w: repr(w)[:9])
+@pytest.mark.parametrize(
+    "wrong", ["loader", [1, 2], None, TensorDataset(torch.ones(1))], ids=lambda w: repr(w)[:9]
+)
 def test_what_is_no_loader_is_refused(fabric: Fabric, wrong: Any) -> None:
     with pytest.raises(WrongTypeError, match=r"takes torch\.utils\.data\.DataLoader"):
         fabric.setup_dataloaders(wrong)
@@ -183,7 +181,9 @@ def test_a_strategy_that_wants_model_and_optimizers_together_gets_them_together(
 
     given: list[Any] = []
     fabric = Fabric(strategy=Joint())
-    with pytest.raises(SetupError, match=r"'joint' sets up a model and its optimizers together; setup_module\(\)"):
+    with pytest.raises(
+        SetupError, match=r"'joint' sets up a model and its optimizers together; setup_module\(\)"
+    ):
         fabric.setup_module(nn.Linear(1, 1))
     with pytest.raises(SetupError, match=r"setup_optimizers\(\) does it apart"):
         fabric.setup_optimizers(sgd(nn.Linear(1, 1)))
@@ -356,7 +356,9 @@ def test_a_loader_tells_its_dataset_the_epoch(fabric: Fabric) -> None:
     assert Epochs.epochs[-1] == 7
 
 
-def test_a_seeded_run_repeats_itself_from_the_first_weight_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seeded_run_repeats_itself_from_the_first_weight_to_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from fabric_core.data import seed
 
     def run() -> list[Tensor]:

@@ -22,7 +22,6 @@ from fabric_core import (
     ConfigurationError,
     Fabric,
     Precision,
-    Registry,
     SetupError,
     Strategy,
     StrategySpec,
@@ -30,13 +29,8 @@ from fabric_core import (
     unwrap,
 )
 
-CORE = Registry({"FABRIC_PLUGINS_AUTOLOAD": "0"})
+pytestmark = pytest.mark.usefixtures("core_alone")
 STEPS = 20
-
-
-@pytest.fixture(autouse=True)
-def _only_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fabric_core.fabric.default_registry", lambda: CORE)
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(
 CLASHING = {
     "zeta": 'strategies=(("shared", 5, "many"), ("z_only", 0, "one"))',
     "alpha": 'strategies=(("a_only", 0, "many"), ("single", 7, "one"))',
-    "mid-dle": 'strategies=(("m_only", 9, "many"), ("shared", 0, "many_nodes"))',
+    "mid-dle": 'strategies=(("m_only", 90, "many"), ("shared", 0, "many_nodes"))',
 }
 """What the generated distributions offer: name, priority, and what it volunteers for."""
 

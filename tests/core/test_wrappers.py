@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from fabric_core import (
     Fabric,
     Precision,
-    Registry,
     SetupError,
     Strategy,
     StrategySpec,
@@ -33,12 +32,7 @@ from fabric_core import (
 )
 from fabric_core.wrappers.module import FabricModule
 
-CORE = Registry({"FABRIC_PLUGINS_AUTOLOAD": "0"})
-
-
-@pytest.fixture(autouse=True)
-def _only_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fabric_core.fabric.default_registry", lambda: CORE)
+pytestmark = pytest.mark.usefixtures("core_alone")
 
 
 @pytest.fixture
@@ -953,5 +947,7 @@ def test_the_wrappers_are_found_without_importing_the_compiler() -> None:
         "Fabric(accelerator='cpu').setup(torch.nn.Linear(1, 1))(torch.ones(1, 1))\n"
         "print(before, 'torch._dynamo' in sys.modules)"
     )
-    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
+    )
     assert out.stdout.split() == ["False", "False"], out.stderr

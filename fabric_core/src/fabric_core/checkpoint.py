@@ -132,7 +132,8 @@ def restore_raw(checkpoint: Any, obj: Any, strategy: Strategy, strict: bool, nam
             strategy.load_optimizer_state_dict(original, checkpoint)
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
         raise CheckpointError(
-            f"{what} does not fit this {type(original).__name__}; what did fit may have been loaded. {error}"
+            f"{what} does not fit this {type(original).__name__}; what did fit may have been loaded. "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

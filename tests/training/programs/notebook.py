@@ -1,4 +1,6 @@
 # What a user types into a notebook, cell by cell (separated by lines of dashes). Not run as a program.
+import os
+
 import torch
 
 from fabric_core import Fabric
@@ -11,7 +13,7 @@ def train(fabric, steps):
     torch.manual_seed(0)
     model = torch.nn.Linear(64, 64)
     model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    for step in range(steps):
+    for _ in range(steps):
         loss = model(torch.full((32, 64), float(fabric.global_rank + 1))).square().mean()
         fabric.backward(loss)
         optimizer.step()
@@ -40,8 +42,6 @@ try:
 except Exception as error:
     print(type(error).__name__, str(error).strip().splitlines()[-1])
 # ------------------------------------------------------------------------------------------------------------------
-import os
-
 print(sorted(name for name in os.environ if name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "FABRIC_LAUNCHED")))
 try:
     Fabric(strategy="ddp", devices=2)

@@ -94,8 +94,20 @@ def write_result(path: Path, result: Any) -> None:
 
 
 def read_result(path: Path) -> Any:
-    """What `write_result` left, its tensors on the CPU; ``None`` when the process left nothing."""
-    return _loads(path, "cpu") if path.exists() else None
+    """What `write_result` left, its tensors on the CPU; ``None`` when the process left nothing.
+
+    Raises:
+        LaunchError: It cannot be brought back to life here.
+    """
+    if not path.exists():
+        return None
+    try:
+        return _loads(path, "cpu")
+    except Exception as error:
+        raise LaunchError(
+            f"The result of the function cannot be taken over from its process ({type(error).__name__}: {error}). "
+            "Return tensors, numbers, text, or collections of them."
+        ) from error
 
 
 class _Pickler(ForkingPickler):

@@ -98,10 +98,19 @@ class ParallelStrategy(Strategy):
 
         Raises:
             LaunchError: Some did not come within ``init_timeout``.
+            SetupError: Not all processes of the job have been started.
         """
         if self._store is None and self.world_size > 1:
-            self._store = meet(self._environment, timeout=self.init_timeout)
+            self._store = self._meet()
         return self._store
+
+    def _meet(self) -> Store:
+        started = self._environment.world_size()
+        if started != self.world_size:
+            raise SetupError(
+                f"The job has {self.world_size} processes, of which {started} are started. Call fabric.launch() first."
+            )
+        return meet(self._environment, timeout=self.init_timeout)
 
     def connect(self) -> None:
         """Make the device current and join the process group. Called on every rank, once.
@@ -111,13 +120,14 @@ class ParallelStrategy(Strategy):
         Raises:
             LaunchError: Some ranks did not come within ``init_timeout``.
             ConfigurationError: There is a group of another size.
+            SetupError: Not all processes of the job have been started.
         """
         surroundings, device = self.surroundings, self.root_device
         surroundings.accelerator.setup_device(device)
         wanted = self.process_group_backend or surroundings.accelerator.process_group_backend
         self._membership = join(
             backend_for(device, wanted),
-            lambda: self.store or meet(self._environment, timeout=self.init_timeout),
+            lambda: self.store or self._meet(),
             rank=self.global_rank,
             world_size=self.world_size,
             device=device,
