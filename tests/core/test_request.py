@@ -54,7 +54,11 @@ class Parts:
     @hookimpl
     def fabric_accelerators(self) -> Iterator[AcceleratorSpec]:
         yield AcceleratorSpec(
-            "card", Card, probe=lambda: Inventory(indices=(0, 1)), groups=("gpu",), strategies={"many": "spread"}
+            "card",
+            Card,
+            probe=lambda: Inventory(indices=(0, 1)),
+            groups=("gpu",),
+            strategies={"many": "spread"},
         )
         yield AcceleratorSpec("chip", Card, probe=lambda: Inventory(indices=(0,)), aliases=("tpu",))
 
@@ -260,7 +264,7 @@ def test_an_argument_of_old_that_is_none_was_not_given(registry: Registry) -> No
 
 
 def test_an_argument_of_old_for_hardware_that_nobody_offers_says_so(core_alone: Registry) -> None:
-    with pytest.warns(DeprecationWarning), pytest.raises(UnknownPluginError, match="'gpu'"):
+    with pytest.warns(DeprecationWarning, match="gpus=1"), pytest.raises(UnknownPluginError, match="'gpu'"):
         Fabric(gpus=1)
 
 

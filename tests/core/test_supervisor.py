@@ -299,6 +299,23 @@ def test_a_rank_that_failed_but_cannot_end_does_not_hold_up_the_job(start):
     assert job.err.endswith("ValueError: boom\n")
 
 
+def test_a_rank_that_failed_may_finish_what_it_does_last(start):
+    """It is noticed as failed long before it ends, and the others are ended, but not this one."""
+    source = """
+    import atexit
+    if rank == 1:
+        wait_for("pid-0")
+        atexit.register(lambda: [time.sleep(1.2), say("finished")])
+        raise ValueError("boom")
+    signal.signal(signal.SIGTERM, lambda *_: [say("told to end"), sys.exit()])
+    ready()
+    time.sleep(60)
+    """
+    job = start(2, source)
+    assert job.finish(within=5) == 1
+    assert job.out.splitlines() == ["told to end", "finished"]
+
+
 def test_a_stopped_rank_is_killed_after_the_grace_period(start):
     job = start(2, RAISING.format(failing=1), FABRIC_GRACE_SECONDS="0.5")
     os.kill(job.pids()[0], signal.SIGSTOP)
@@ -391,14 +408,25 @@ def test_ctrl_c_ends_everything_within_three_seconds_without_a_traceback(start, 
     assert job.out.splitlines() == ["cleaned up"] * (1 if stubborn else 2), "each rank cleans up undisturbed"
 
 
-def test_ctrl_c_while_the_ranks_are_starting_shows_no_traceback_either(start, tmp_path):
-    for delay in (0.1, 0.13, 0.16, 0.2):
-        job = start(3, SLEEPING)
-        time.sleep(delay)
-        os.killpg(job.process.pid, signal.SIGINT)
-        # Before the supervisor has taken over, its own interpreter answers.
-        if job.finish() == 130:
-            assert job.err == "fabric: interrupted\n"
+START_TELLS = """
+from fabric_core.supervisor import launch
+popen = launch.subprocess.Popen
+def tell(*arguments, **options):
+    open("starting", "w").close()
+    return popen(*arguments, **options)
+launch.subprocess.Popen = tell
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.04, 0.07, 0.1])
+def test_ctrl_c_while_the_ranks_are_starting_shows_no_traceback_either(start, delay):
+    program = SUPERVISOR.replace("sys.exit(", f"{START_TELLS}\nsys.exit(")
+    job = start(3, SLEEPING, program=program)
+    wait_until((job.folder / "starting").exists)
+    time.sleep(delay)
+    os.killpg(job.process.pid, signal.SIGINT)
+    assert job.finish() == 130
+    assert job.err == "fabric: interrupted\n"
 
 
 def test_a_second_ctrl_c_kills_at_once(start):
@@ -530,6 +558,8 @@ def test_a_socket_is_opened_only_where_the_address_is_ours():
         address, port = free.getsockname()
         assert address == "127.0.0.1"
         assert port > 0
+        with socket.create_connection((address, port)):
+            free.accept()[0].close()  # the side that closes first keeps the port for a minute
     assert listening_socket("192.0.2.1", 29500) is None
     with listening_socket("localhost", port) as again:
         assert again.getsockname()[1] == port, "a port is free again at once"
@@ -726,15 +756,22 @@ class FakeChild:
     """A process that ends when it is told to."""
 
     def __init__(
-        self, *statuses: int | None, dies_of: tuple[int, ...] = (signal.SIGTERM, signal.SIGKILL)
+        self,
+        *statuses: int | None,
+        dies_of: tuple[int, ...] = (signal.SIGTERM, signal.SIGKILL),
+        before_death: Callable[[], None] = lambda: None,
     ) -> None:
         self.pid = 0
+        self.before_death = before_death
         self.statuses = list(statuses)
         self.dies_of = dies_of
         self.received: list[int] = []
 
     def poll(self) -> int | None:
-        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        if status is not None:
+            self.before_death()
+        return status
 
     def send_signal(self, sig: int, /) -> None:
         self.received.append(sig)
@@ -763,8 +800,11 @@ def test_of_failures_found_at_once_the_earliest_is_the_first(error_dir):
 
 
 def test_a_kill_found_together_with_an_exception_is_its_cause(error_dir):
-    record(error_dir, 0, time.monotonic() + 0.1, "connection reset")
-    outcome = supervise([(0, FakeChild(None, 1)), (1, FakeChild(None, -signal.SIGKILL))], error_dir=error_dir)
+    def fail() -> None:
+        record(error_dir, 0, time.monotonic(), "connection reset")
+
+    ranks = [(0, FakeChild(None, 1, before_death=fail)), (1, FakeChild(None, -signal.SIGKILL))]
+    outcome = supervise(ranks, error_dir=error_dir)
     assert outcome.first.rank == 1
     assert outcome.exit_code == 137
 

@@ -176,15 +176,21 @@ def test_a_flipped_bit_is_either_harmless_or_an_error_and_never_another_weight(p
             damaged = bytearray(whole)
             damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
             path.write_bytes(damaged)
-            try:
-                loaded = FILE.load(path)
-            except CheckpointError as error:
+            loaded = loaded_or_none(path)
+            if loaded is None:
                 errors += 1
-                assert "x.ckpt" in str(error)
-            else:
-                assert torch.equal(loaded["weight"], state()["weight"])
-                assert (loaded["step"], loaded["inner"]) == (3, {"names": ["a", "b"]})
+                continue
+            assert torch.equal(loaded["weight"], state()["weight"])
+            assert (loaded["step"], loaded["inner"]) == (3, {"names": ["a", "b"]})
     assert errors > 200
+
+
+def loaded_or_none(path: Path) -> dict[str, Any] | None:
+    """What is in a file; ``None`` when it is refused with an error of ours."""
+    try:
+        return FILE.load(path)
+    except CheckpointError:
+        return None
 
 
 @pytest.mark.parametrize(
@@ -210,7 +216,9 @@ def test_a_zip_of_something_else_is_named_as_no_checkpoint(path: Path) -> None:
 def test_what_is_not_there_is_answered_with_what_is(tmp_path: Path) -> None:
     for name in ("epoch1.ckpt", "epoch2.ckpt", "notes.txt"):
         FILE.save(tmp_path / name, {"a": 1})
-    with pytest.raises(CheckpointError, match=r"no checkpoint at .*the folder has epoch1\.ckpt, epoch2\.ckpt\.$"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint at .*the folder has epoch1\.ckpt, epoch2\.ckpt\.$"
+    ):
         FILE.load(tmp_path / "epoch3.ckpt")
     with pytest.raises(CheckpointError, match="that is a directory"):
         FILE.load(tmp_path)
@@ -445,16 +453,18 @@ def test_a_disk_that_is_full_leaves_the_old_file(full_disk: Path) -> None:
 
 def test_what_a_crash_has_left_is_swept_away_after_a_while(path: Path) -> None:
     left = [path.with_name(f".{path.name}.{n:08x}.tmp") for n in range(3)]
-    others = [path.with_name(".y.ckpt.00000000.tmp"), path.with_name("x.ckpt.tmp"), path.with_name(".x.ckpt.bak")]
+    others = [
+        path.with_name(".y.ckpt.00000000.tmp"),
+        path.with_name("x.ckpt.tmp"),
+        path.with_name(".x.ckpt.bak"),
+    ]
     long_ago = time.time() - ABANDONED - 60
     for file in (*left, *others):
         file.write_text("half")
         os.utime(file, (long_ago, long_ago))
     left[0].write_text("somebody is writing this now")
     FILE.save(path, state())
-    assert {file.name for file in path.parent.iterdir()} == {
-        f.name for f in (path, left[0], *others)
-    }
+    assert {file.name for file in path.parent.iterdir()} == {f.name for f in (path, left[0], *others)}
 
 
 def test_names_with_the_signs_of_patterns_are_taken_literally(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_port_that_is_taken_is_an_error_before_anything_starts(
 
 def test_a_job_on_one_node_listens_on_loopback_only(job: Callable[..., Job]) -> None:
     running = job()
-    pids = [running.parent.pid, *(process.pid for process in running.family)]
+    pids = [running.parent.pid, *running.ranks.values()]
     listening = {
         connection.laddr.ip
         for pid in pids

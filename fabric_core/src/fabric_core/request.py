@@ -100,7 +100,7 @@ def replace_deprecated(code: dict[str, Any], deprecated: Mapping[str, Any]) -> N
         warnings.warn(
             f"{name}={devices!r} is deprecated. Write accelerator={accelerator!r}, devices={devices!r}.",
             DeprecationWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
         code["accelerator"], code["devices"] = accelerator, devices
 
@@ -128,10 +128,10 @@ def _agreed(name: str, code: Any, given: Any, registry: Registry) -> Any:
 
 
 def _same(name: str, one: Any, other: Any, registry: Registry) -> bool:
+    if name == "devices":  # where None has a meaning
+        return normalise(one) == normalise(other)
     if one is None or other is None:
         return one is other
-    if name == "devices":
-        return normalise(one) == normalise(other)
     if not (isinstance(one, str | int) and isinstance(other, str | int)):
         return bool(isinstance(other, str) and _carries_name(one, other))
     one, other = str(one).strip().lower(), str(other).strip().lower()

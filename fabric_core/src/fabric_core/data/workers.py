@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from fabric_core.data.seed import seed_worker, worker_seed
@@ -26,6 +28,7 @@ class WorkerInit:
 
     def __call__(self, worker_id: int) -> None:
         """Called in the worker process, after PyTorch has seeded it and before it loads anything."""
+        sys.excepthook = _without_lost_connections
         if self.parent_pid is not None:
             from fabric_core.orphans import die_with_parent
 
@@ -35,3 +38,15 @@ class WorkerInit:
             seed_worker(worker_seed(base_seed, worker_id, rank, *more))
         if self.users is not None:
             self.users(worker_id)
+
+
+def _without_lost_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Keep quiet when the reader of a batch is gone: that it ended is its own news to tell.
+
+    The thread that hands out shared memory reports every lost connection through ``sys.excepthook``; what goes wrong
+    in the worker itself takes another way, to the loop over the loader.
+    """
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
