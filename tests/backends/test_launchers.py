@@ -21,6 +21,7 @@ from fabric_backends.launchers.function import FunctionLauncher
 from fabric_backends.launchers.hazards import refuse_unsafe_fork
 from fabric_backends.launchers.nodes import Node, this_node
 from fabric_backends.launchers.script import ScriptLauncher
+from fabric_core.contracts.launcher import LaunchJob
 from fabric_core.errors import LaunchError, OptionsError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks as POSIX has them")
@@ -29,7 +30,9 @@ BEGINNING = """
 import os, random, signal, sys, threading, time
 import numpy
 import torch
+from functools import partial
 from fabric_backends.launchers.function import FunctionLauncher
+from fabric_core.contracts.launcher import LaunchJob
 from fabric_core.errors import LaunchError, RankFailedError
 
 def answer(value):
@@ -76,7 +79,7 @@ before = dict(os.environ)
 state = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
 started = time.monotonic()
 for time_ in ("first", "second"):
-    found[time_] = launcher.launch(compute, 21, scale=2, num_processes=2)
+    found[time_] = launcher.launch(partial(compute, 21, scale=2), LaunchJob(2))
 found["the parent's next"] = torch.rand(1).item(), random.random(), numpy.random.rand()
 found["environ"] = dict(os.environ) == before
 found["weight"] = torch.equal(model.weight, weight)
@@ -93,22 +96,22 @@ def crash():
 
 started = time.monotonic()
 try:
-    launcher.launch(fail, crash, num_processes=2)
+    launcher.launch(partial(fail, crash), LaunchJob(2))
 except RankFailedError as error:
     found["exception"] = error.rank, error.exit_code, str(error)
 try:
-    launcher.launch(fail, lambda: os.kill(os.getpid(), signal.SIGKILL), num_processes=2)
+    launcher.launch(partial(fail, lambda: os.kill(os.getpid(), signal.SIGKILL)), LaunchJob(2))
 except RankFailedError as error:
     found["killed"] = error.rank, error.exit_code, str(error)
 try:
-    launcher.launch(fail, lambda: sys.exit(7), num_processes=2)
+    launcher.launch(partial(fail, lambda: sys.exit(7)), LaunchJob(2))
 except RankFailedError as error:
     found["exit"] = error.rank, error.exit_code, str(error)
 found["seconds"] = time.monotonic() - started
-found["nothing"] = launcher.launch(lambda: None, num_processes=2), launcher.launch(sys.exit, num_processes=1)
-found["unsendable"] = error_of(launcher.launch, lambda: threading.Lock(), num_processes=1)
-found["graph"] = launcher.launch(lambda: (torch.ones(2, requires_grad=True) * 3).sum(), num_processes=1).item()
-found["threads alone"] = launcher.launch(torch.get_num_threads, num_processes=1)
+found["nothing"] = launcher.launch(lambda: None, LaunchJob(2)), launcher.launch(sys.exit, LaunchJob(1))
+found["unsendable"] = error_of(launcher.launch, lambda: threading.Lock(), LaunchJob(1))
+found["graph"] = launcher.launch(lambda: (torch.ones(2, requires_grad=True) * 3).sum(), LaunchJob(1)).item()
+found["threads alone"] = launcher.launch(torch.get_num_threads, LaunchJob(1))
 found["children"] = open(f"/proc/self/task/{os.getpid()}/children").read()
 answer(found)
 """
@@ -209,12 +212,12 @@ if __name__ == "__main__":
     graph = (torch.ones(2, requires_grad=True) * 3).sum()
     seed_everything(11)
     launcher = FunctionLauncher("spawn")
-    result, found = launcher.launch(compute, model, same, queue, graph, num_processes=2)
+    result, found = launcher.launch(partial(compute, model, same, queue, graph), LaunchJob(2))
     found["queue"] = sorted([queue.get(timeout=10), queue.get(timeout=10)])
     found["result"] = type(result) is Result, result.value.tolist()
     found["the parent's next"] = torch.rand(1, dtype=torch.float32).item(), random.random(), numpy.random.rand()
     found["still the parent's own"] = not model.weight.is_shared()
-    found["lambda"] = error_of(launcher.launch, lambda: 1, num_processes=2)
+    found["lambda"] = error_of(launcher.launch, lambda: 1, LaunchJob(2))
     answer(found)
 """
 
@@ -241,7 +244,7 @@ def test_a_spawned_rank_has_the_parents_settings_and_copies_of_its_tensors(progr
 
 def test_a_script_without_a_main_guard_is_told_so_once(programs: Any) -> None:
     script = programs.write(
-        "def main():\n    pass\n\nFunctionLauncher('spawn').launch(main, num_processes=2)\n",
+        "def main():\n    pass\n\nFunctionLauncher('spawn').launch(main, LaunchJob(2))\n",
         preamble=BEGINNING,
     )
     finished = programs.run(str(script), timeout=100)
@@ -256,7 +259,7 @@ def wait():
     time.sleep(60)
 
 if __name__ == "__main__":
-    FunctionLauncher(sys.argv[1]).launch(wait, num_processes=2)
+    FunctionLauncher(sys.argv[1]).launch(wait, LaunchJob(2))
 """
 
 
@@ -295,7 +298,7 @@ def test_a_start_method_that_the_system_lacks_is_refused(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(multiprocessing, "get_context", get_context)
     with pytest.raises(LaunchError, match="cannot start processes by 'fork'"):
-        FunctionLauncher("fork").launch(print, num_processes=2)
+        FunctionLauncher("fork").launch(print, LaunchJob(2))
 
 
 def test_a_process_that_uses_a_device_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +309,7 @@ def test_a_process_that_uses_a_device_is_not_forked(monkeypatch: pytest.MonkeyPa
         )
         if used:
             with pytest.raises(LaunchError, match="uses the device 'meta' already"):
-                FunctionLauncher("fork").launch(print, num_processes=2)
+                FunctionLauncher("fork").launch(print, LaunchJob(2))
         else:
             refuse_unsafe_fork()
 
@@ -325,23 +328,25 @@ def test_a_process_that_has_a_process_group_is_not_forked(monkeypatch: pytest.Mo
 NOTEBOOK = (
     """
     import os, torch
+    from functools import partial
     from fabric_backends.launchers.function import FunctionLauncher
+    from fabric_core.contracts.launcher import LaunchJob
     launcher = FunctionLauncher("fork")
     """,
     """
     def work(number):
         print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}", flush=True)
         return torch.full((3,), number)
-    launcher.launch(work, 7, num_processes=2).tolist()
+    launcher.launch(partial(work, 7), LaunchJob(2)).tolist()
     """,
     """
     def fail():
         raise ValueError("in a cell")
     try:
-        launcher.launch(fail, num_processes=2)
+        launcher.launch(fail, LaunchJob(2))
     except Exception as error:
         print(type(error).__name__)
-    launcher.launch(work, 8, num_processes=2).tolist(), "RANK" in os.environ
+    launcher.launch(partial(work, 8), LaunchJob(2)).tolist(), "RANK" in os.environ
     """,
 )
 
@@ -368,10 +373,12 @@ def test_a_notebook_launches_a_function_of_its_own_again_and_again(tmp_path: Any
 
 SCRIPT = """
 import os, sys
+from functools import partial
 from fabric_backends.launchers.script import ScriptLauncher
+from fabric_core.contracts.launcher import LaunchJob
 if "FABRIC_LAUNCHED" not in os.environ:
     open(f"parent-{os.environ.get('NODE_RANK', 0)}", "w").close()
-    ScriptLauncher().launch(print, num_processes=int(sys.argv[1]), num_nodes=int(sys.argv[2]))
+    ScriptLauncher().launch(print, LaunchJob(int(sys.argv[1]), int(sys.argv[2])))
     open("returned", "w").close()
 names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR")
 with open("said-" + os.environ["RANK"], "w") as file:
@@ -421,7 +428,8 @@ def test_the_script_launcher_joins_nodes_by_the_environment(programs: Any) -> No
 
 def test_the_script_launcher_needs_a_script(programs: Any) -> None:
     code = (
-        "from fabric_backends.launchers.script import ScriptLauncher as L; L().launch(print, num_processes=2)"
+        "from fabric_backends.launchers.script import ScriptLauncher as L; "
+        "from fabric_core import LaunchJob; L().launch(print, LaunchJob(2))"
     )
     finished = programs.run("-c", code)
     assert finished.code == 1
@@ -430,7 +438,7 @@ def test_the_script_launcher_needs_a_script(programs: Any) -> None:
 
 def test_one_of_several_nodes_has_to_know_its_place() -> None:
     with pytest.raises(LaunchError, match="NODE_RANK and MASTER_ADDR are not set"):
-        ScriptLauncher().launch(print, num_processes=2, num_nodes=2)
+        ScriptLauncher().launch(print, LaunchJob(2, 2))
     with pytest.raises(LaunchError, match="NODE_RANK='first'"):
         this_node(2, {"NODE_RANK": "first", "MASTER_ADDR": "a"})
     assert this_node(2, {"NODE_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "5"}) == Node(1, "a", 5)

@@ -458,6 +458,38 @@ def test_a_loop_that_is_left_in_mid_window_is_finished_by_the_next_one(fabric: F
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("left_early", [False, True], ids=["to its end", "left early"])
+def test_an_evaluation_in_the_middle_of_a_window_does_not_change_it(fabric: Fabric, left_early: bool) -> None:
+    plain, model = net(), net()
+    plain_loop(plain, momentum(plain), cut(batches(10), 4, 4, 2))
+    model, optimizer = fabric.setup(model, momentum(model))
+    training, evaluation = fabric.setup_dataloaders(loader_of(batches(10)), loader_of(batches(3, seed=2)))
+    for inputs, targets in training:
+        for number, (others, _) in enumerate(evaluation):
+            with torch.no_grad():
+                model(others)
+            if left_early and number == 1:
+                break
+        with fabric.accumulate(model, every=4):
+            fabric.backward(mse_loss(model(inputs), targets))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_equal_models(model, plain)
+
+
+def test_loaders_that_are_looped_over_in_step_end_a_window_together(fabric: Fabric) -> None:
+    plain, model = net(), net()
+    plain_loop(plain, momentum(plain), cut(batches(10), 4, 4, 2))
+    model, optimizer = fabric.setup(model, momentum(model))
+    loaders = fabric.setup_dataloaders(loader_of(batches(10)), loader_of(batches(10)))
+    for (inputs, targets), _ in zip(*loaders, strict=True):
+        with fabric.accumulate(model, every=4):
+            fabric.backward(mse_loss(model(inputs), targets))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_equal_models(model, plain)
+
+
 def test_a_micro_batch_that_is_left_out_does_not_count(fabric: Fabric) -> None:
     data = batches(9)
     left_out = {1, 5}

@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,22 @@ def test_loading_allows_nothing_for_good(path: Path) -> None:
     with pytest.raises(CheckpointError):
         FILE.load(path.with_name("none"))
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_threads_do_not_take_each_others_allowances_away(path: Path) -> None:
+    def work(number: int) -> None:
+        own = path.with_name(f"{number}.ckpt")
+        for _ in range(20):
+            FILE.save(own, {"path": Path("a")})  # warns, and so fails, if it were not to be read again
+            assert FILE.load(own) == {"path": Path("a")}
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(max_workers=4) as threads:
+            list(threads.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 class Allowed:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fabric_core.contracts.checkpoint_io import CheckpointIO as CheckpointIO
     from fabric_core.contracts.cluster_environment import ClusterEnvironment as ClusterEnvironment
     from fabric_core.contracts.launcher import Launcher as Launcher
+    from fabric_core.contracts.launcher import LaunchJob as LaunchJob
     from fabric_core.contracts.logger import Logger as Logger
     from fabric_core.contracts.precision import Precision as Precision
     from fabric_core.contracts.strategy import ReduceOp as ReduceOp
@@ -64,7 +65,7 @@ _HOME = {
     "contracts.accelerator": ("Accelerator",),
     "contracts.checkpoint_io": ("CheckpointIO",),
     "contracts.cluster_environment": ("ClusterEnvironment",),
-    "contracts.launcher": ("Launcher",),
+    "contracts.launcher": ("Launcher", "LaunchJob"),
     "contracts.logger": ("Logger",),
     "contracts.precision": ("Precision",),
     "contracts.strategy": ("ReduceOp", "Store", "Strategy", "Surroundings"),

@@ -45,7 +45,6 @@ def build(plan: Plan) -> Parts:
     environment: ClusterEnvironment = make(plan.cluster_environment)
     checkpoint_io: CheckpointIO = make(plan.checkpoint_io)
     devices = tuple(accelerator.device(index) for index in plan.devices)
-    precision.attach(devices[0])
     strategy.attach(
         Surroundings(
             accelerator,

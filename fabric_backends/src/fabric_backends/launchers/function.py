@@ -18,7 +18,7 @@ from fabric_backends.launchers.hazards import process_name, refuse_unguarded_mai
 from fabric_backends.launchers.nodes import Node, this_node
 from fabric_backends.launchers.settings import Settings
 from fabric_backends.process_group import leave_all
-from fabric_core.contracts.launcher import Launcher
+from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.data.seed import seed_environment
 from fabric_core.errors import LaunchError, OptionsError, did_you_mean, listing
 from fabric_core.supervisor import (
@@ -64,9 +64,7 @@ class FunctionLauncher(Launcher):
             )
         self.start_method = start_method
 
-    def launch(
-        self, function: Callable[..., Any], *args: Any, num_processes: int, num_nodes: int = 1, **kwargs: Any
-    ) -> Any:
+    def launch(self, function: Callable[[], Any], job: LaunchJob) -> Any:
         """As the contract.
 
         With several nodes, ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment tell the place of
@@ -81,30 +79,27 @@ class FunctionLauncher(Launcher):
         context = _context(self.start_method)
         if self.start_method == "fork":
             refuse_unsafe_fork()
-        node = this_node(num_nodes, os.environ)
-        listener = _meeting_point(node, num_nodes)
+        node = this_node(job.num_nodes, os.environ)
+        listener = _meeting_point(node, job.num_nodes)
         port = node.main_port or DEFAULT_MAIN_PORT if listener is None else listener.getsockname()[1]
         processes: list[BaseProcess] = []
         with error_directory() as private:
-            job = _Job(
-                num_processes, num_nodes, node, port, private, os.getpid(), self.start_method == "fork"
-            )
-            call, settings = Call(function, args, kwargs), Settings.of_this_process()
-            starting = _start(context, job, call, settings, listener, processes)
+            ranks = _Ranks(job, node, port, private, os.getpid(), self.start_method == "fork")
+            call, settings = Call(function), Settings.of_this_process()
+            starting = _start(context, ranks, call, settings, listener, processes)
             outcome = supervise(starting, error_dir=private)
             for process in processes:
                 if process.exitcode is not None:
                     process.close()
             raise_for_outcome(outcome)
-            return read_result(job.result)
+            return read_result(ranks.result)
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Ranks:
     """What every process of one launch has to know."""
 
-    num_processes: int
-    num_nodes: int
+    job: LaunchJob
     node: Node
     main_port: int
     private: str
@@ -116,16 +111,16 @@ class _Job:
         return Path(self.private, "result")
 
     def rank(self, local_rank: int) -> int:
-        return self.node.rank * self.num_processes + local_rank
+        return self.node.rank * self.job.num_processes + local_rank
 
     def variables(self, local_rank: int) -> dict[str, str]:
         ranks = rank_variables(
             local_rank,
-            num_processes=self.num_processes,
+            num_processes=self.job.num_processes,
             main_port=self.main_port,
             main_address=self.node.main_address,
             node_rank=self.node.rank,
-            num_nodes=self.num_nodes,
+            num_nodes=self.job.num_nodes,
         )
         return {**ranks, **seed_environment(), ERROR_DIR: self.private}
 
@@ -135,7 +130,7 @@ class _Job:
 
 def _start(
     context: BaseContext,
-    job: _Job,
+    ranks: _Ranks,
     call: Call,
     settings: Settings,
     listener: socket.socket | None,
@@ -143,10 +138,10 @@ def _start(
 ) -> Iterator[tuple[int, Child]]:
     """Start one process after the other; the first gets the listening socket, which is then closed here."""
     try:
-        for local_rank in range(job.num_processes):
-            arguments = (job, local_rank, job.variables(local_rank), call, settings, listener)
+        for local_rank in range(ranks.job.num_processes):
+            arguments = (ranks, local_rank, ranks.variables(local_rank), call, settings, listener)
             process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-                target=_run_rank, args=arguments, name=process_name(job.private, job.rank(local_rank))
+                target=_run_rank, args=arguments, name=process_name(ranks.private, ranks.rank(local_rank))
             )
             with warnings.catch_warnings():
                 # Newer Pythons warn of what can go wrong in a fork beside threads; refuse_unsafe_fork and _run_rank
@@ -157,7 +152,7 @@ def _start(
             if listener is not None:
                 listener.close()
                 listener = None
-            yield job.rank(local_rank), ProcessChild(process)
+            yield ranks.rank(local_rank), ProcessChild(process)
     finally:
         if listener is not None:
             listener.close()
@@ -186,7 +181,7 @@ def _meeting_point(node: Node, num_nodes: int) -> socket.socket | None:
 
 
 def _run_rank(
-    job: _Job,
+    ranks: _Ranks,
     local_rank: int,
     variables: dict[str, str],
     call: Call | PackedCall,
@@ -195,19 +190,19 @@ def _run_rank(
 ) -> None:
     """Become a rank, and run the function."""
     __tracebackhide__ = True
-    with enter_rank(job.rank(local_rank), job.private, parent_pid=job.parent_pid):
+    with enter_rank(ranks.rank(local_rank), ranks.private, parent_pid=ranks.parent_pid):
         os.environ.update(variables)
         if listener is not None:
             os.environ[LISTEN_FD] = str(listener.detach())
         # [Note: threads after a fork] OpenMP believes in the pool of threads that the parent has started, and would
         # wait for it for ever. With one thread, it is not asked.
-        settings.apply(most_threads=1 if job.forks else int(variables["OMP_NUM_THREADS"]))
-        unpacked = call.unpack()
+        settings.apply(most_threads=1 if ranks.forks else int(variables["OMP_NUM_THREADS"]))
+        function = call.unpack().function
         try:
-            result = unpacked.function(*unpacked.args, **unpacked.kwargs)
+            result = function()
         except BaseException as error:
             mark_failure(error)
             raise
         if local_rank == 0 and result is not None:
-            write_result(job.result, result)
+            write_result(ranks.result, result)
         leave_all()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fabric_backends.launchers.nodes import this_node
-from fabric_core.contracts.launcher import Launcher
+from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.supervisor import current_command, run_ranks
 
 
@@ -19,27 +19,24 @@ class ScriptLauncher(Launcher):
     and goes on; what stands before it in the script is run by the parent as well.
     """
 
-    def launch(
-        self, function: Callable[..., Any], *args: Any, num_processes: int, num_nodes: int = 1, **kwargs: Any
-    ) -> NoReturn:
+    def launch(self, function: Callable[[], Any], job: LaunchJob) -> NoReturn:
         """Start the script again, wait for its end, and end this process with the same exit code.
 
         Args:
-            function, args, kwargs: Not used here: the ranks come to them by themselves.
-            num_processes: How many processes to start on this node.
-            num_nodes: How many nodes the job has. With several, ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``
+            function: Not used here: the ranks come to it by themselves.
+            job: How many processes to start. With several nodes, ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``
                 in the environment tell the place of this one.
 
         Raises:
             LaunchError: There is no script (a notebook, a prompt), or this node does not know its place.
             SystemExit: All processes have ended; with the exit code of the first that failed, or 0.
         """
-        node = this_node(num_nodes, os.environ)
+        node = this_node(job.num_nodes, os.environ)
         code = run_ranks(
             current_command(),
-            num_processes=num_processes,
+            num_processes=job.num_processes,
             node_rank=node.rank,
-            num_nodes=num_nodes,
+            num_nodes=job.num_nodes,
             main_address=node.main_address,
             main_port=node.main_port,
         )

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fabric_core.contracts.part import Part
 from fabric_core.specs import LauncherSpec
+
+
+@dataclass(frozen=True)
+class LaunchJob:
+    """The size of the job that is to be started.
+
+    Attributes:
+        num_processes: How many processes to start on this node.
+        num_nodes: How many nodes the job has.
+    """
+
+    num_processes: int
+    num_nodes: int = 1
 
 
 class Launcher(Part):
@@ -16,10 +30,8 @@ class Launcher(Part):
     spec_type = LauncherSpec
 
     @abstractmethod
-    def launch(
-        self, function: Callable[..., Any], *args: Any, num_processes: int, num_nodes: int = 1, **kwargs: Any
-    ) -> Any:
-        """Start ``num_processes`` processes in which ``function(*args, **kwargs)`` runs. Called once, in the parent.
+    def launch(self, function: Callable[[], Any], job: LaunchJob) -> Any:
+        """Start ``job.num_processes`` processes in which ``function()`` runs. Called once, in the parent.
 
         The started processes find their ranks in the environment variables ``RANK``, ``LOCAL_RANK``,
         ``LOCAL_WORLD_SIZE``, ``NODE_RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``; nothing is left in
@@ -28,9 +40,7 @@ class Launcher(Part):
 
         Args:
             function: What every process runs.
-            args, kwargs: What it is called with.
-            num_processes: How many processes to start on this node.
-            num_nodes: How many nodes the job has.
+            job: How many of them, here and in all.
 
         Returns:
             What ``function`` returned on local rank 0. A launcher that starts the script again does not return in

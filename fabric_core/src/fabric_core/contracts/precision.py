@@ -30,7 +30,7 @@ class Precision(Part):
     """The device of this rank. Set by `attach`."""
 
     def attach(self, device: torch.device) -> None:
-        """Learn on which device the model will be. Called on every rank, once, before anything else."""
+        """Learn on which device the model will be. Called on every rank, once, before the process joins the others."""
         self.device = device
 
     def convert_module(self, module: nn.Module) -> nn.Module:

@@ -208,7 +208,12 @@ class Strategy(Part):
         return nullcontext()
 
     def scale_gradients(self, module: nn.Module, factor: float) -> None:
-        """Multiply the gradients collected so far, in place."""
+        """Multiply the gradients collected so far, in place. Called on every rank.
+
+        Args:
+            module: What `setup_module` returned.
+            factor: What each gradient is multiplied with.
+        """
         for parameter in module.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
@@ -304,7 +309,7 @@ class Strategy(Part):
         module.load_state_dict(state, strict=strict)
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state of an optimizer that `setup_optimizer` returned. Called on every rank by ``save``."""
+        """The state of an optimizer that `setup_optimizer` was given. Called on every rank by ``save``."""
         return optimizer.state_dict()
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:

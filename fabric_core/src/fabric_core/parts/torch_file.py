@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import decimal
 import glob
@@ -11,6 +12,7 @@ import pathlib
 import pickle
 import secrets
 import sys
+import threading
 import time
 import types
 import uuid
@@ -71,7 +73,7 @@ class TorchFile(CheckpointIO):
             raise CheckpointError(f"There is no checkpoint at {str(path)!r}: {_what_is_there(path)}.")
         try:
             _check_sums(path)
-            with torch.serialization.safe_globals(_additions()):
+            with _allowances():
                 checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only)
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from error
@@ -110,11 +112,9 @@ def _make_folders(folder: Path) -> None:
 def _remove_abandoned(path: Path) -> None:
     """Delete what processes that were killed while they wrote to ``path`` have left."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        try:
+        with contextlib.suppress(OSError):  # whoever wrote it has just finished, or is another user
             if time.time() - temporary.stat().st_mtime > ABANDONED:
                 temporary.unlink()
-        except FileNotFoundError:  # whoever wrote it has just finished
-            continue
 
 
 def _check_sums(path: Path) -> None:
@@ -145,11 +145,20 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _additions() -> list[Any]:
-    """What we allow and PyTorch does not, without what the user has allowed: PyTorch would take that away again."""
-    allowed = set(torch.serialization.get_safe_globals())
-    named = ((known, f"{home}.{known.__name__}") for known, *homes in _known() for home in homes)
-    return [addition for addition in named if addition not in allowed]
+_one_at_a_time = threading.Lock()
+
+
+@contextlib.contextmanager
+def _allowances() -> Iterator[None]:
+    """Allow what we know to be harmless. PyTorch keeps one list for all threads.
+
+    What the user has allowed is left out, because PyTorch would take it away again at the end.
+    """
+    with _one_at_a_time:
+        allowed = set(torch.serialization.get_safe_globals())
+        named = ((known, f"{home}.{known.__name__}") for known, *homes in _known() for home in homes)
+        with torch.serialization.safe_globals([each for each in named if each not in allowed]):
+            yield
 
 
 def _known() -> Iterator[tuple[Any, ...]]:
@@ -184,7 +193,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 def _what_it_needs(path: Path) -> str:
     """The types in a file that are not allowed; empty when there are none, or when they cannot be told."""
     try:
-        with torch.serialization.safe_globals(_additions()):
+        with _allowances():
             return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:
         return ""

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, update_wrapper, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from fabric_core.accumulation import Accumulation
 from fabric_core.build import build
 from fabric_core.consensus import check_same_plan
 from fabric_core.contracts.accelerator import Accelerator
-from fabric_core.contracts.launcher import Launcher
+from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.data.iteration import LoaderTracker
 from fabric_core.errors import SetupError, WrongTypeError
@@ -25,6 +25,7 @@ from fabric_core.registry import default_registry
 from fabric_core.request import as_tuple, make_request, replace_deprecated
 from fabric_core.resolve import resolve
 from fabric_core.specs import LauncherSpec
+from fabric_core.supervisor import mark_failure
 from fabric_core.wrappers.guard import BackwardGuard
 
 T = TypeVar("T")
@@ -178,15 +179,10 @@ class Life:
         choice = self.plan.launcher
         if choice is not None and isinstance(choice.spec, LauncherSpec) and choice.spec.needs_function:
             _require_function(function, self.plan.strategy.name)
-        return launcher.launch(
-            _run_in_rank,
-            self,
-            function,
-            *args,
-            num_processes=self.plan.processes_per_node,
-            num_nodes=self.plan.num_nodes,
-            **kwargs,
-        )
+        call = partial(_run_in_rank, self, function, args, kwargs)
+        if function is not None:
+            update_wrapper(call, function)  # messages speak of the user's function
+        return launcher.launch(call, LaunchJob(self.plan.processes_per_node, self.plan.num_nodes))
 
     def _launcher_to_use(self) -> Launcher | None:
         """The launcher, unless an environment that could not be detected turns out to have started the processes."""
@@ -206,6 +202,7 @@ class Life:
                 world_size=self.world_size,
                 node_rank=strategy.node_rank,
             )
+        self._parts.precision.attach(strategy.root_device)
         strategy.connect()
         self._connected = True
 
@@ -242,7 +239,7 @@ class Life:
             stack.callback(parts.strategy.teardown)
             if self._guard is not None:
                 stack.callback(self._guard.release)
-            if self.is_global_zero:
+            if self._connected and self.is_global_zero:  # not in a parent that only launched
                 for logger in self.loggers:
                     stack.callback(_finish_logger, logger, status)
         self._connected = False
@@ -250,8 +247,10 @@ class Life:
     def __enter__(self: T) -> T:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.close("success" if kind is None else "failed")
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if error is not None:
+            mark_failure(error)  # before leaving the group, which makes the other ranks fail in their turn
+        self.close("success" if error is None else "failed")
 
 
 def _launching(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -271,7 +270,9 @@ def _call_run(fabric: Any, *args: Any, **kwargs: Any) -> Any:
     return fabric.run(*args, **kwargs)
 
 
-def _run_in_rank(fabric: Life, function: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+def _run_in_rank(
+    fabric: Life, function: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """What a launcher runs in each process."""
     with fabric:
         fabric._connect()

@@ -14,7 +14,7 @@ from fabric_core.accumulation import Window
 from fabric_core.errors import ConfigurationError, WrongTypeError
 from fabric_core.verbs.reporting import Reporting
 from fabric_core.wrappers.face import unwrap
-from fabric_core.wrappers.module import FabricModule
+from fabric_core.wrappers.module import FabricModule, forward_module_of
 
 
 class Step(Reporting):
@@ -32,7 +32,7 @@ class Step(Reporting):
         """
         self._require_launched("backward")
         loss = self._parts.precision.scale_loss(self._accumulation.share(loss))
-        module = model._fabric_forward_module if isinstance(model, FabricModule) else model
+        module = None if model is None else forward_module_of(model)
         guard = self._guard
         if guard is None:
             self.strategy.backward(loss, module, *args, **kwargs)
@@ -83,7 +83,7 @@ class Step(Reporting):
         precision, original = self._parts.precision, unwrap(optimizer)
         precision.unscale_gradients(original)
         parameters = [parameter for group in original.param_groups for parameter in group["params"]]
-        forward_module = module._fabric_forward_module if isinstance(module, FabricModule) else module
+        forward_module = forward_module_of(module)
         if max_norm is None:
             self.strategy.clip_gradients_value(forward_module, parameters, float(clip_val or 0.0))
             return None
@@ -92,6 +92,7 @@ class Step(Reporting):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the precision's forward pass, for computations outside of a model."""
+        self._require_launched("autocast")
         return self._parts.precision.forward_context()
 
     @contextmanager
@@ -113,7 +114,7 @@ class Step(Reporting):
                 f"no_backward_sync needs a model that setup() returned, not a {type(model).__qualname__}."
             )
         self._require_launched("no_backward_sync")
-        held = self.strategy.hold_gradient_sync(model._fabric_forward_module) if enabled else None
+        held = self.strategy.hold_gradient_sync(forward_module_of(model)) if enabled else None
         if enabled and held is None and not self._warned_no_hold:
             self._warned_no_hold = True
             warnings.warn(
@@ -158,6 +159,6 @@ class Step(Reporting):
         ):
             for each in models:
                 if window.correction != 1.0:
-                    self.strategy.scale_gradients(unwrap(each), window.correction)
+                    self.strategy.scale_gradients(forward_module_of(each), window.correction)
                 stack.enter_context(self.no_backward_sync(each, enabled=not window.is_full))
             yield window

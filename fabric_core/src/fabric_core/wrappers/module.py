@@ -154,12 +154,16 @@ def wrap_module(
     face = put_on(FabricModule, original)
     steps = _own_methods(type(original)).keys() & set(STEP_METHODS)
     own = _Own(wraps=forward_module is not original, forward_methods=steps)
-    forward_module = compiled(forward_module)
-    run = precision.wrap_forward(forward_module)
+    run = precision.wrap_forward(compiled(forward_module))
     _set(face, "_fabric_own", own)
     _set(face, "_fabric_forward_module", forward_module)
     _set(face, "_fabric_call", _counted(own, run) if own.wraps else run)
     return face
+
+
+def forward_module_of(module: nn.Module) -> nn.Module:
+    """What the strategy made of a model that was set up; any other module is returned as it is."""
+    return module._fabric_forward_module if isinstance(module, FabricModule) else module
 
 
 def _counted(own: _Own, run: Callable[..., Any]) -> Callable[..., Any]:
