@@ -128,8 +128,34 @@ def test_everything_is_set_up_once(fabric: Fabric) -> None:
         fabric.setup_optimizers(optimizer)
     with pytest.raises(SetupError, match="The DataLoader"):
         fabric.setup_dataloaders(loader)
-    again = fabric.setup(raw)  # the plain model may be given again
-    assert again(torch.ones(1, 1)).shape == (1, 1)
+    with pytest.raises(SetupError, match="The Linear"):
+        fabric.setup(raw)
+    with pytest.raises(SetupError, match="The SGD"):
+        fabric.setup_optimizers(*2 * [sgd(raw)])
+    with Fabric(accelerator="cpu") as another:
+        assert another.setup(raw)(torch.ones(1, 1)).shape == (1, 1)
+
+
+def test_what_failed_halfway_can_be_set_up_again() -> None:
+    class Failing(Strategy):
+        spec = StrategySpec("failing", "", supports=("cpu",))
+        failures = [ZeroDivisionError()]
+
+        def setup_module(self, module: nn.Module) -> nn.Module:
+            if self.failures:
+                raise self.failures.pop()
+            return module
+
+    fabric = Fabric(strategy=Failing())
+    model = nn.Linear(1, 1)
+    optimizer = sgd(model)
+    with pytest.raises(ZeroDivisionError):
+        fabric.setup(model, optimizer)
+    fabric.setup(model, optimizer)
+    another = nn.Linear(1, 1)
+    with pytest.raises(SetupError, match="The SGD"):
+        fabric.setup(another, optimizer)
+    fabric.setup(another)
 
 
 @pytest.mark.parametrize(

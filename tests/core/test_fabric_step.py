@@ -896,10 +896,10 @@ def test_after_a_refusal_and_after_an_error_the_watch_goes_on(scaled: Fabric) ->
         model(torch.ones(1, 4)).sum().backward()
 
 
-def test_parameters_are_watched_once_however_often_they_are_set_up(scaled: Fabric) -> None:
+def test_parameters_are_watched_once_however_many_models_they_belong_to(scaled: Fabric) -> None:
     model = net()
-    for _ in range(3):
-        scaled.setup(model)
+    for part in (model, model[0], nn.Sequential(model)):
+        scaled.setup(part)
     assert all(len(p._post_accumulate_grad_hooks) == 1 for p in model.parameters())
 
 

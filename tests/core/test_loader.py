@@ -496,7 +496,7 @@ def test_workers_are_seeded_by_seed_rank_loader_epoch_and_worker_and_by_nothing_
         noise(seed=1, generator=torch.Generator().manual_seed(8)),
     ]
     tracker = LoaderTracker()
-    next(tracker.numbers)
+    tracker.next_number()
     draws.append(noise(seed=1, tracker=tracker))
     numbers = [number for draw in draws for sample in draw for number in sample]
     assert len(set(numbers)) == len(numbers) == 6 * 4 * 3

@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from fabric_core import Fabric, Launcher, LauncherSpec, Registry, SetupError, Strategy, StrategySpec, hookimpl
+from fabric_core import (
+    Fabric,
+    Launcher,
+    LauncherSpec,
+    LaunchJob,
+    Registry,
+    SetupError,
+    Strategy,
+    StrategySpec,
+    hookimpl,
+)
 
 pytestmark = pytest.mark.usefixtures("core_alone")
 
@@ -20,16 +30,14 @@ class Here(Launcher):
 
     launches = 0
 
-    def launch(
-        self, function: Callable[..., Any], *args: Any, num_processes: int, num_nodes: int = 1, **kwargs: Any
-    ) -> Any:
+    def launch(self, function: Callable[[], Any], job: LaunchJob) -> Any:
         Here.launches += 1
-        variables = {"WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
+        variables = {"WORLD_SIZE": job.num_processes, "LOCAL_WORLD_SIZE": job.num_processes}
         ranks = {"RANK": 0, "LOCAL_RANK": 0, "NODE_RANK": 0, "FABRIC_LAUNCHED": 1}
         with pytest.MonkeyPatch.context() as patch:
             for name, value in (variables | ranks).items():
                 patch.setenv(name, str(value))
-            return function(*args, **kwargs)
+            return function()
 
 
 class Many(Strategy):

@@ -70,8 +70,7 @@ def wrapping() -> Iterator[Fabric]:
 
 def passes(model: Any) -> int:
     """How many passes went through the strategy."""
-    around = model._fabric_forward_module
-    return int(getattr(around, "_orig_mod", around).passes)
+    return int(model._fabric_forward_module.passes)
 
 
 class Net(nn.Module):
@@ -647,29 +646,62 @@ def test_hooks_run_once_whichever_face_they_are_registered_on(wrapping: Fabric) 
 # -- compiled models ----------------------------------------------------------------------------------------------
 
 
+class Compiler:
+    """A backend of torch.compile; it notes the layers of each graph and compiles by another one."""
+
+    def __init__(self, name: str = "eager") -> None:
+        self.name = name
+        self.graphs: list[Any] = []
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        self.graphs.append(graph)
+        return torch._dynamo.lookup_backend(self.name)(graph, inputs)
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_is_compiled_again_around_the_strategy(wrapping: Fabric, backend: str) -> None:
-    model = Net()
+    model, compiler = Net(), Compiler(backend)
     expected = model(ONES)
     wrapped, optimizer = wrapping.setup(
-        torch.compile(model, backend=backend), torch.optim.SGD(model.parameters(), lr=0.1)
+        torch.compile(model, backend=compiler, fullgraph=True), torch.optim.SGD(model.parameters(), lr=0.1)
     )
-    around = wrapped._fabric_forward_module
-    assert type(around).__name__ == "OptimizedModule"
-    assert type(around._orig_mod) is Around
+    assert type(wrapped._fabric_forward_module) is Around
     assert unwrap(wrapped) is model
     assert list(wrapped.state_dict()) == list(model.state_dict())
     assert torch.allclose(wrapped(ONES), expected)
+    assert passes(wrapped) == len(compiler.graphs) == 1
     wrapping.backward(wrapped(ONES).sum())
     optimizer.step()
     assert not torch.allclose(wrapped(ONES), expected)
 
 
 def test_a_compiled_model_is_left_uncompiled_on_demand(wrapping: Fabric) -> None:
-    wrapped = wrapping.setup(torch.compile(Net(), backend="eager"), _reapply_compile=False)
-    assert type(wrapped._fabric_forward_module) is Around
-    wrapped = wrapping.setup_module(torch.compile(Net(), backend="eager"), _reapply_compile=False)
-    assert type(wrapped._fabric_forward_module) is Around
+    compiler = Compiler()
+    for setup in (wrapping.setup, wrapping.setup_module):
+        wrapped = setup(torch.compile(Net(), backend=compiler), _reapply_compile=False)
+        wrapped(ONES)
+        assert passes(wrapped) == 1
+    assert compiler.graphs == []
+
+
+def test_the_synchronisation_of_a_compiled_model_is_held_back_on_what_the_strategy_made(
+    fabric: Fabric,
+) -> None:
+    held: list[nn.Module] = []
+
+    class Holding(Wrapping):
+        spec = Wrapping.spec
+
+        @contextmanager
+        def hold_gradient_sync(self, module: nn.Module) -> Iterator[None]:
+            held.append(module)
+            yield
+
+    holding = Fabric(accelerator="cpu", strategy=Holding())
+    wrapped = holding.setup(torch.compile(Net(), backend="eager"))
+    with holding.no_backward_sync(wrapped):
+        wrapped(ONES)
+    assert [type(module) for module in held] == [Around]
 
 
 @pytest.mark.parametrize("strategy", ["none", "wrapping"])

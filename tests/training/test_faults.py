@@ -134,3 +134,15 @@ def test_a_job_on_one_node_listens_on_loopback_only(job: Callable[..., Job]) -> 
     }
     assert listening
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork", "ddp_spawn"])
+def test_the_rank_that_failed_first_is_blamed_and_not_the_one_that_waited(
+    strategy: str, clean_environ: dict[str, str]
+) -> None:
+    program = PROGRAM.with_name("divided.py")
+    done = subprocess.run(
+        [sys.executable, str(program), strategy], capture_output=True, text=True, timeout=60, env=clean_environ
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "ValueError: this is the cause"

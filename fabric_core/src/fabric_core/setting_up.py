@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,6 +24,34 @@ def check_not_wrapped(verb: str, *objects: Any) -> None:
         if is_wrapped(obj):
             name = type(obj).__name__.removeprefix("Fabric")
             raise SetupError(f"The {name} passed to {verb}() was set up before. Set each object up once.")
+
+
+class SetUp:
+    """What one ``Fabric`` has set up. A model or optimizer that is set up twice would be synchronised twice."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+    def check(self, verb: str, *objects: Any) -> None:
+        """Refuse what was noted.
+
+        Raises:
+            SetupError: One of the objects was, or is given twice.
+        """
+        for index, obj in enumerate(objects):
+            if self._known.get(id(obj)) is obj or any(obj is other for other in objects[:index]):
+                raise SetupError(
+                    f"The {type(obj).__name__} passed to {verb}() was set up before. Set each object up once, and go "
+                    "on with what that returned."
+                )
+
+    def note(self, *objects: Any) -> None:
+        """Note what is ready; what failed halfway may be tried again."""
+        for obj in objects:
+            self._known[id(obj)] = obj
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SetUp, ()  # what the parent of a launch has noted means nothing in another process
 
 
 def check_model(verb: str, model: Any) -> None:

@@ -5,7 +5,6 @@ One object per loop, not per loader: loops over one loader may be nested, left e
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -20,15 +19,19 @@ class LoaderTracker:
     Attributes:
         current: The loop that handed out a batch last and has not ended; ``None`` outside of loops.
         live: All loops that have begun and have not ended, in the order in which they began.
-        numbers: Gives each loader a number, the same on every rank because they are set up in the same order.
     """
 
-    __slots__ = ("current", "live", "numbers")
+    __slots__ = ("_last_number", "current", "live")
 
     def __init__(self) -> None:
         self.current: Iteration | None = None
         self.live: list[Iteration] = []
-        self.numbers = itertools.count()
+        self._last_number = -1
+
+    def next_number(self) -> int:
+        """A number for one more loader: the same on every rank, because loaders are set up in the same order."""
+        self._last_number += 1
+        return self._last_number
 
     def of(self, loader: DataLoader[Any]) -> Iteration | None:
         """The innermost loop over one loader."""

@@ -215,7 +215,7 @@ def wrap_loader(
             "move each batch with fabric.to_device(batch), and split it by fabric.global_rank and fabric.world_size."
         )
     plain = shard_loader(loader, num_replicas=num_replicas, rank=rank, seed=seed) if shard else loader
-    number = next(tracker.numbers)
+    number = tracker.next_number()
     wrapped = put_on(FabricDataLoader, plain)
     wrapped._fabric = _Own(
         source=loader,

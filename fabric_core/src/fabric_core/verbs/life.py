@@ -24,6 +24,7 @@ from fabric_core.plan import AUTO, Plan
 from fabric_core.registry import default_registry
 from fabric_core.request import as_tuple, make_request, replace_deprecated
 from fabric_core.resolve import resolve
+from fabric_core.setting_up import SetUp
 from fabric_core.specs import LauncherSpec
 from fabric_core.supervisor import mark_failure
 from fabric_core.wrappers.guard import BackwardGuard
@@ -77,6 +78,7 @@ class Life:
         self._connected = False
         self._closed = False
         self._tracker = LoaderTracker()
+        self._set_up = SetUp()
         self._accumulation = Accumulation(self._tracker)
         self._guard = self._make_guard()
         self._warned_no_hold = False
@@ -232,6 +234,7 @@ class Life:
         if self._closed:
             return
         self._closed = True
+        only_launched = not self._connected and self._launcher_to_use() is not None
         with ExitStack() as stack:
             parts = self._parts
             for part in (parts.cluster_environment, parts.checkpoint_io, parts.precision, parts.accelerator):
@@ -239,7 +242,7 @@ class Life:
             stack.callback(parts.strategy.teardown)
             if self._guard is not None:
                 stack.callback(self._guard.release)
-            if self._connected and self.is_global_zero:  # not in a parent that only launched
+            if self.is_global_zero and not only_launched:
                 for logger in self.loggers:
                     stack.callback(_finish_logger, logger, status)
         self._connected = False

@@ -57,6 +57,8 @@ class SettingUp(Reporting):
         for optimizer in optimizers:
             check_optimizer("setup", optimizer)
         original, recompile = without_compile(model, _reapply_compile)
+        given = (original, *optimizers)
+        self._set_up.check("setup", *given)
         original = self._parts.precision.convert_module(original)
         if move_to_device:
             self.strategy.move_module(original)
@@ -65,6 +67,7 @@ class SettingUp(Reporting):
         )
         watch(original, self._guard)
         wrapped = wrap_module(original, forward_module, self._parts.precision, recompile)
+        self._set_up.note(*given)
         self.call("on_after_setup", fabric=self, module=wrapped)
         rest = [self._wrap_optimizer(optimizer) for optimizer in ready]
         rest += [] if scheduler is None else [scheduler]
@@ -94,9 +97,11 @@ class SettingUp(Reporting):
         self._require_launched("setup_optimizers")
         for optimizer in optimizers:
             check_optimizer("setup_optimizers", optimizer)
+        self._set_up.check("setup_optimizers", *optimizers)
         wrapped = tuple(
             self._wrap_optimizer(self.strategy.setup_optimizer(optimizer)) for optimizer in optimizers
         )
+        self._set_up.note(*optimizers)
         return wrapped[0] if len(wrapped) == 1 else wrapped
 
     def setup_dataloaders(
