@@ -62,6 +62,11 @@ answer({{
     "in small buckets": train(bucket_cap_mb=0.0001, broadcast_buffers=False),
     "accumulating, without views": train(every=4, gradient_as_bucket_view=False, skip_all_reduce_unused_params=False),
 }})
+
+strategy = connected()  # never to be closed
+net = strategy.setup_module(torch.nn.Linear(2, 1))
+net(torch.ones(1, 2)).sum().backward()
+strategy.barrier()
 """
 
 
@@ -81,9 +86,18 @@ def plain_loop(every: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained(shared_programs: Any) -> list[dict[str, Any]]:
-    with torch.random.fork_rng():
-        return shared_programs.answers_of(TRAINING)
+def training(shared_programs: Any) -> Any:
+    return shared_programs.on_ranks(TRAINING)
+
+
+@pytest.fixture
+def trained(training: Any) -> list[dict[str, Any]]:
+    assert sorted(training.answers) == [0, 1], training.err
+    return [training.answers[0], training.answers[1]]
+
+
+def test_a_process_that_never_closes_ends_without_a_word(training: Any) -> None:
+    assert (training.code, training.err) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +121,15 @@ def test_two_ranks_train_as_one_process_does_on_the_whole_batch(
             assert (weights[how][name] - value).abs().max() <= 1e-6, (how, name)
     for name in expected:
         assert torch.equal(trained[0][how][name], trained[1][how][name])
+
+
+LISTENING = """
+def listening():
+    folder = "/proc/self/fd/"
+    mine = {os.readlink(folder + fd) for fd in os.listdir(folder) if os.path.lexists(folder + fd)}
+    rows = [row.split() for name in ("tcp", "tcp6") for row in open(f"/proc/self/net/{name}").readlines()[1:]]
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine]
+"""
 
 
 LIFE = """
@@ -156,13 +179,27 @@ dist.destroy_process_group()
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 found["another size"] = error_of(connected)
 dist.destroy_process_group()
+
+# What listens, and on which interface.
+strategy = connected()
+subgroup = dist.new_group([0, 1])
+dist.barrier(subgroup)
+found["listening"] = listening()
+found["interface"] = os.environ.get("GLOO_SOCKET_IFNAME")
+del subgroup
+strategy.teardown()
+found["interface afterwards"] = os.environ.get("GLOO_SOCKET_IFNAME")
+os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the user's choice now
+strategy = connected()
+strategy.teardown()
+found["the user's interface"] = os.environ.get("GLOO_SOCKET_IFNAME")
 answer(found)
 """
 
 
 @pytest.fixture(scope="module")
 def lives(shared_programs: Any) -> list[dict[str, Any]]:
-    return shared_programs.answers_of(LIFE)
+    return shared_programs.answers_of(LISTENING + LIFE)
 
 
 def test_teardown_leaves_no_thread_and_no_hook_though_the_module_lives_on(
@@ -205,39 +242,13 @@ def test_the_users_own_group_is_used_and_left_alone(lives: list[dict[str, Any]])
         assert found["another size"][0] == "ConfigurationError"
 
 
-LISTENING = """
-def listening():
-    folder = "/proc/self/fd/"
-    mine = {os.readlink(folder + fd) for fd in os.listdir(folder) if os.path.lexists(folder + fd)}
-    rows = [row.split() for name in ("tcp", "tcp6") for row in open(f"/proc/self/net/{name}").readlines()[1:]]
-    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine]
-"""
-
-
-def test_on_one_node_nothing_listens_beyond_loopback(programs: Any) -> None:
-    answers = programs.answers_of(
-        LISTENING
-        + """
-strategy = connected()
-subgroup = dist.new_group([0, 1])
-dist.barrier(subgroup)
-found = {"listening": listening(), "interface": os.environ.get("GLOO_SOCKET_IFNAME")}
-del subgroup
-strategy.teardown()
-found["interface afterwards"] = os.environ.get("GLOO_SOCKET_IFNAME")
-os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the user's choice now
-strategy = connected()
-strategy.teardown()
-found["the user's"] = os.environ.get("GLOO_SOCKET_IFNAME")
-answer(found)
-"""
-    )
-    for rank, found in enumerate(answers):
+def test_on_one_node_nothing_listens_beyond_loopback(lives: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(lives):
         assert len(found["listening"]) >= 3 - rank  # the store on rank 0, and the pairs of two groups
         assert set(found["listening"]) <= {"0100007F", "00000000000000000000000001000000"}
         assert found["interface"] == "lo"
         assert found["interface afterwards"] is None
-        assert found["the user's"] == "lo"
+        assert found["the user's interface"] == "lo"
 
 
 def test_a_single_process_needs_no_launcher_and_no_store(programs: Any) -> None:
@@ -261,19 +272,6 @@ answer((*found, os.environ == before))
     world_size, rank, shape, listening, clean = finished.answers[0]
     assert (world_size, rank, shape, clean) == (1, 0, (1, 2), True)
     assert set(listening) <= {"0100007F"}
-
-
-def test_a_process_that_never_closes_ends_without_a_word(programs: Any) -> None:
-    finished = programs.on_ranks(
-        """
-strategy = connected()
-net = strategy.setup_module(torch.nn.Linear(2, 1))
-net(torch.ones(1, 2)).sum().backward()
-strategy.barrier()
-answer("done")
-"""
-    )
-    assert (finished.code, finished.err) == (0, "")
 
 
 def test_a_rank_that_does_not_come_is_named(programs: Any) -> None:

@@ -557,10 +557,11 @@ def test_the_options_of_the_writer_are_those_of_pytorch() -> None:
 def test_a_full_disk_does_not_stop_a_training_that_logs_to_tensorboard(tmp_path: Path) -> None:
     """In a process of its own, because TensorBoard's thread says on stderr that it died."""
     code = """
-        import resource, signal, warnings
+        import resource, signal, time, types, warnings
         from fabric_backends.loggers import tensorboard
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        tensorboard.SECONDS_UNTIL_RETRY = 0.2
+        ahead = 0
+        tensorboard.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
         logger = tensorboard.TensorBoardLogger("logs", max_queue=1)
         logger.log_metrics({"loss": 0}, 0)
         logger.save()
@@ -572,8 +573,7 @@ def test_a_full_disk_does_not_stop_a_training_that_logs_to_tensorboard(tmp_path:
                 logger.log_metrics({"loss": step}, step)
                 logger.save()
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-            import time
-            time.sleep(0.3)
+            ahead = tensorboard.SECONDS_UNTIL_RETRY
             logger.log_metrics({"loss": 100}, 100)
             logger.finalize("success")
         import json

@@ -26,8 +26,7 @@ DTYPES = (
 
 COLLECTIVES = f"""
 DTYPES = {DTYPES!r}
-strategy = connected()
-found = {{}}
+found = everything["collectives"] = {{}}
 
 # The same numbers on both ranks: what each of them passes is a row.
 rows = torch.tensor([[3, 0, 1, 5], [2, 0, 1, 7]])
@@ -77,13 +76,7 @@ for whose in range(2):
         estimate[whose, index] = (total(mine + shift) - total(mine - shift)) / (2 * step)
 found["gradient"] = leaf.grad, estimate[rank]
 found["no gradient asked for"] = strategy.all_gather(leaf).requires_grad
-answer(found)
 """
-
-
-@pytest.fixture(scope="module")
-def collected(shared_programs: Any) -> list[dict[Any, Any]]:
-    return shared_programs.answers_of(COLLECTIVES)
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -157,8 +150,7 @@ class Odd:
     def __init__(self):
         self.lock = threading.Lock()
 
-strategy = connected()
-found = {}
+found = everything["messages"] = {}
 def sent(obj, src=0):
     return strategy.broadcast(obj if rank == src else "ignored", src)
 
@@ -191,13 +183,7 @@ torch._utils._rebuild_tensor_v2 = lambda *args: calls.append(args)
 found["tensor"] = sent(torch.full((1000,), 3.0)).sum().item()
 torch._utils._rebuild_tensor_v2 = before
 found["pickled tensors"] = len(calls)
-answer(found)
 """
-
-
-@pytest.fixture(scope="module")
-def messages(shared_programs: Any) -> list[dict[str, Any]]:
-    return shared_programs.answers_of(MESSAGES)
 
 
 def test_objects_arrive_as_they_were_sent(messages: list[dict[str, Any]]) -> None:
@@ -242,8 +228,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it compiles something in a way that PyTorch has deprecated
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-strategy = connected()
-found = {}
+found = everything["checkpoints"] = {}
 path = Path("run/last.ckpt")
 strategy.save_checkpoint(path, {"rank": rank, "weights": torch.ones(2)})
 found["there on return"] = path.exists()
@@ -273,13 +258,8 @@ state = strategy.optimizer_state_dict(optimizer)
 found["sharded optimizer"] = sorted(state.get("state", {}))
 plain = torch.optim.SGD(net.parameters(), lr=0.1)
 found["plain optimizer"] = strategy.optimizer_state_dict(plain)["param_groups"][0]["lr"]
-answer(found)
+strategy.teardown()
 """
-
-
-@pytest.fixture(scope="module")
-def checkpoints(shared_programs: Any) -> list[dict[str, Any]]:
-    return shared_programs.answers_of(CHECKPOINTS)
 
 
 def test_a_checkpoint_is_written_by_rank_0_and_there_for_all_on_return(
@@ -316,19 +296,70 @@ def test_the_state_of_a_sharded_optimizer_is_collected_on_rank_0(checkpoints: li
     assert [found["plain optimizer"] for found in checkpoints] == [0.1, 0.1]
 
 
-def test_a_rank_that_does_not_come_to_a_barrier_is_named(programs: Any) -> None:
-    answers = programs.answers_of(
-        """
+SLOW = """
+class Slow:
+    def save(self, path, checkpoint):
+        time.sleep(6)
+        path.touch()
+    def load(self, path, weights_only):
+        time.sleep(6 * rank)
+        return {"rank": rank}
+
+strategy = connected(timeout=3)
+object.__setattr__(strategy.surroundings, "checkpoint_io", Slow())
+started = time.monotonic()
+strategy.save_checkpoint(Path("slow.ckpt"), {})
+found = everything["slow"] = {"there": os.path.exists("slow.ckpt"), "save": time.monotonic() - started}
+started = time.monotonic()
+found["loaded"] = strategy.load_checkpoint(Path("slow.ckpt"))
+found["load"] = time.monotonic() - started
+strategy.barrier()
+strategy.teardown()
+"""
+
+ABSENT = """
 strategy = connected(timeout=1)
 if rank == 0:
-    answer(error_of(strategy.barrier, "evaluation"))
+    everything["absent"] = error_of(strategy.barrier, "evaluation")
     open("seen", "w").close()
 else:
     while not os.path.exists("seen"):
         time.sleep(0.05)
-    answer(None)
+answer(everything)
 """
-    )
-    name, message = answers[0]
+
+
+@pytest.fixture(scope="module")
+def everything(shared_programs: Any) -> list[dict[str, Any]]:
+    """What two processes found, one script after the other: starting them takes longer than the scripts."""
+    beginning = "everything = {}\nstrategy = connected()\n"
+    return shared_programs.answers_of(beginning + COLLECTIVES + MESSAGES + CHECKPOINTS + SLOW + ABSENT)
+
+
+@pytest.fixture
+def collected(everything: list[dict[str, Any]]) -> list[dict[Any, Any]]:
+    return [found["collectives"] for found in everything]
+
+
+@pytest.fixture
+def messages(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [found["messages"] for found in everything]
+
+
+@pytest.fixture
+def checkpoints(everything: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [found["checkpoints"] for found in everything]
+
+
+def test_a_disk_may_be_slower_than_a_collective(everything: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(everything):
+        slow = found["slow"]
+        assert slow["there"] is True
+        assert slow["loaded"] == {"rank": rank}
+        assert min(slow["save"], slow["load"]) > 5.5
+
+
+def test_a_rank_that_does_not_come_to_a_barrier_is_named(everything: list[dict[str, Any]]) -> None:
+    name, message = everything[0]["absent"]
     assert name == "SetupError"
     assert "barrier 'evaluation': missing are 1 of 2" in message

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from fabric_backends.rendezvous import BringsStore, meet
+from fabric_backends.rendezvous import meet
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.errors import LaunchError
 
@@ -62,10 +62,6 @@ def all_at_once(functions: list[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.join()
     return results
-
-
-def test_an_environment_may_bring_its_own_store() -> None:
-    assert isinstance(Room(0, 1, None, 0), BringsStore)
 
 
 def test_ranks_that_meet_again_find_no_traces_of_the_last_time() -> None:

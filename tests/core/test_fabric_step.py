@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -966,3 +966,49 @@ def test_a_strategy_with_a_backward_pass_of_its_own_is_watched_too() -> None:
     fabric.backward(model(torch.ones(1, 4)).sum(), model=model)
     fabric.backward(model(torch.ones(1, 4)).sum())
     assert asked == [unwrap(model), None]
+
+
+# -- which loop a window follows -----------------------------------------------------------------------------------
+
+
+def filled(fabric: Fabric, every: int, batches: Iterable[Any], **options: Any) -> str:
+    """For each micro-batch, whether it filled its window: as told inside the block, and after it."""
+    model = fabric.setup(nn.Linear(1, 1))
+    told = ""
+    for _ in batches:
+        with fabric.accumulate(model, every=every, **options) as window:
+            fabric.backward(model(torch.ones(1, 1)).sum())
+            inside = window.is_full
+        assert window.is_full == inside
+        told += str(int(inside))
+    return told
+
+
+def loaders_of(fabric: Fabric, *lengths: int) -> list[Any]:
+    return [fabric.setup_dataloaders(DataLoader(list(range(length)))) for length in lengths]
+
+
+def test_a_window_says_the_same_of_a_batch_inside_of_its_block_and_after_it(fabric: Fabric) -> None:
+    (loader,) = loaders_of(fabric, 9)
+    assert filled(fabric, 4, loader) == "000100011"
+
+
+def test_a_second_loader_that_is_read_from_within_the_loop_ends_in_its_own_time(fabric: Fabric) -> None:
+    train, other = loaders_of(fabric, 10, 3)
+
+    def both() -> Iterator[Any]:
+        others = iter(other)
+        for batch in train:
+            try:
+                yield batch, next(others)
+            except StopIteration:
+                others = iter(other)
+                yield batch, next(others)
+
+    assert filled(fabric, 4, both()) == "0001000101"
+
+
+def test_of_two_loaders_read_at_a_time_the_one_that_ends_can_be_named(fabric: Fabric) -> None:
+    assert filled(fabric, 2, zip(*loaders_of(fabric, 3, 10), strict=False)) == "011"
+    long, short = loaders_of(fabric, 10, 3)
+    assert filled(fabric, 2, zip(long, short, strict=False), loader=short) == "011"

@@ -73,7 +73,7 @@ def join(
     *,
     rank: int,
     world_size: int,
-    device: torch.device,
+    device: torch.device | None,
     timeout: timedelta,
     loopback: bool = False,
 ) -> Membership:
@@ -83,7 +83,7 @@ def join(
         backend: What ``torch.distributed`` calls it.
         store: Gives a store that all ranks share and whose keys are unused. Called only when there is no group.
         rank, world_size: Who this process is.
-        device: The device of this process, current already.
+        device: The device that a new group is bound to, current already; ``None`` for no one device.
         timeout: How long a collective may take.
         loopback: Whether all ranks are on this machine, so that nothing has to listen beyond it.
 
@@ -105,7 +105,7 @@ def join(
             rank=rank,
             world_size=world_size,
             timeout=timeout,
-            device_id=device if device.type != "cpu" and device.index is not None else None,
+            device_id=device,
         )
     except BaseException:
         _undo.close()

@@ -12,14 +12,13 @@ import os
 import secrets
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, cast
 
 import torch.distributed as dist
 
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.errors import LaunchError
-from fabric_core.supervisor import listening_socket
-from fabric_core.supervisor.network import resolves_to_loopback
+from fabric_core.supervisor import meeting_point
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
@@ -31,21 +30,6 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two looks at th
 # One connection per process and meeting point, for as long as the process lives: the server on rank 0 has to be there
 # for whoever meets next, and the file descriptor that it listens on is given out once.
 _connections: dict[tuple[int, str, int], Store] = {}
-
-
-@runtime_checkable
-class BringsStore(Protocol):
-    """A cluster environment in which something else than rank 0 may serve the store."""
-
-    def shared_store(self, timeout: timedelta) -> Store | None:
-        """Connect to that store. Called on every rank.
-
-        Args:
-            timeout: How long to wait for the server.
-
-        Returns:
-            The store, or ``None`` on every rank when rank 0 has to serve one after all.
-        """
 
 
 def meet(environment: ClusterEnvironment, *, timeout: timedelta) -> Store:
@@ -134,7 +118,7 @@ def _confirmation_key(prefix: str, rank: int) -> str:
 def _connection(environment: ClusterEnvironment, timeout: timedelta) -> Store:
     place = (os.getpid(), environment.main_address, environment.main_port)
     if place not in _connections:
-        brought = environment.shared_store(timeout) if isinstance(environment, BringsStore) else None
+        brought = cast("Store | None", environment.shared_store(timeout))
         _connections[place] = _tcp_store(environment, timeout) if brought is None else brought
     return _connections[place]
 
@@ -156,10 +140,9 @@ def _listening_fd(environment: ClusterEnvironment) -> int | None:
     given = environment.listen_fd
     if given is not None or os.name != "posix":
         return given
-    address = environment.main_address
-    if not environment.single_node and resolves_to_loopback(address):
-        return None  # the other nodes know this name by another address
-    listener = listening_socket(address, environment.main_port)
+    listener = meeting_point(
+        environment.main_address, environment.main_port, single_node=environment.single_node
+    )
     return None if listener is None else listener.detach()
 
 

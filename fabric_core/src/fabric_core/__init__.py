@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from fabric_core.contracts.launcher import LaunchJob as LaunchJob
     from fabric_core.contracts.logger import Logger as Logger
     from fabric_core.contracts.precision import Precision as Precision
+    from fabric_core.contracts.store import Store as Store
     from fabric_core.contracts.strategy import ReduceOp as ReduceOp
-    from fabric_core.contracts.strategy import Store as Store
     from fabric_core.contracts.strategy import Strategy as Strategy
     from fabric_core.contracts.strategy import Surroundings as Surroundings
     from fabric_core.data.seed import seed_everything as seed_everything
@@ -68,7 +68,8 @@ _HOME = {
     "contracts.launcher": ("Launcher", "LaunchJob"),
     "contracts.logger": ("Logger",),
     "contracts.precision": ("Precision",),
-    "contracts.strategy": ("ReduceOp", "Store", "Strategy", "Surroundings"),
+    "contracts.store": ("Store",),
+    "contracts.strategy": ("ReduceOp", "Strategy", "Surroundings"),
     "data.seed": ("seed_everything",),
     "errors": (
         "AmbiguousPluginError",

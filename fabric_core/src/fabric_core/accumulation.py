@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fabric_core.data.iteration import LoaderTracker
+from fabric_core.data.iteration import Iteration, LoaderTracker
 from fabric_core.errors import ConfigurationError, SetupError
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ class Window:
         correction: What the gradients collected so far have to be multiplied with, because the window became shorter
             than it was when their losses were divided (the loop was left early, or a batch was dropped); mostly 1.
         has_loss: Whether ``backward`` was called in the current micro-batch. One without does not count.
+        done: Whether the current micro-batch is over, and counts.
+        loop: The loop whose end makes the window shorter; chosen when the window begins.
+        seen: How many batches there had been in all at the last micro-batch.
         pending: Whether ``backward`` was called in it, and no optimizer was asked to step since.
         outer: The window around this one.
     """
@@ -35,12 +38,18 @@ class Window:
     index: int = 0
     correction: float = 1.0
     has_loss: bool = False
+    done: bool = False
+    loop: Iteration | None = None
+    seen: int = 0
     pending: bool = False
     outer: Window | None = None
 
     @property
     def is_full(self) -> bool:
-        """Whether the current micro-batch is the last one: gradients are synchronised, and optimizers step."""
+        """Whether the current micro-batch is the last one: gradients are synchronised, and optimizers step.
+
+        After the block it tells the same of the micro-batch that was the current one.
+        """
         return self.index + 1 >= self.length
 
 
@@ -101,7 +110,7 @@ class Accumulation:
         return drops
 
     @contextmanager
-    def enter(self, models: Iterable[Any], every: int) -> Iterator[Window]:
+    def enter(self, models: Iterable[Any], every: int, loader: Any = None) -> Iterator[Window]:
         """Run one micro-batch in the window of some models; when it fails, it does not count."""
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ConfigurationError(
@@ -112,15 +121,16 @@ class Accumulation:
             raise SetupError(
                 "fabric.accumulate was entered for a model inside of its own fabric.accumulate block."
             )
-        self._measure(window, every)
+        if window.done:
+            window.index = 0 if window.is_full else window.index + 1
+        self._measure(window, every, loader)
         window.outer, self.active = self.active, window
-        window.has_loss = window.pending = False
+        window.has_loss = window.pending = window.done = False
         try:
             yield window
         finally:
             self.active, window.outer = window.outer, None
-        if window.has_loss:
-            window.index = 0 if window.is_full else window.index + 1
+        window.done = window.has_loss
 
     def _window_of(self, models: Iterable[Any]) -> Window:
         """Found by weak references: a model that is gone leaves its window to no other that gets its address."""
@@ -140,10 +150,15 @@ class Accumulation:
             yield window
             window = window.outer
 
-    def _measure(self, window: Window, every: int) -> None:
+    def _measure(self, window: Window, every: int, loader: Any) -> None:
         """A loader that ends before the window is full makes it shorter; without a loader, we count alone."""
         planned = every if window.index == 0 else window.length
-        loop, done = self._tracker.current, window.index + 1
+        tracker, done = self._tracker, window.index + 1
+        if loader is not None:
+            window.loop = tracker.of(loader)
+        elif window.index == 0 or window.loop not in tracker.live:
+            window.loop = tracker.advanced_since(window.seen)
+        loop, window.seen = window.loop, tracker.batches
         window.length = planned if loop is None else done + loop.remaining(planned - done)
         window.correction = planned / window.length if window.index else 1.0
 

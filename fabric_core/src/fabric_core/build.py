@@ -12,7 +12,7 @@ from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.launcher import Launcher
 from fabric_core.contracts.precision import Precision
 from fabric_core.contracts.strategy import Strategy, Surroundings
-from fabric_core.errors import BrokenPluginError, OptionsError, did_you_mean, listing
+from fabric_core.errors import BrokenPluginError, OptionsError, listing, unknown_option
 from fabric_core.plan import Choice, Plan
 from fabric_core.resolve.asked import kind_of_class
 from fabric_core.specs import LoggerSpec
@@ -85,10 +85,7 @@ def _check_options(cls: type, choice: Choice) -> None:
     known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
     for name in choice.options:
         if name not in known:
-            raise OptionsError(
-                f"The {choice.kind} {choice.name!r} has no option {name!r}.{did_you_mean(name, known)} "
-                f"It has: {listing(known)}."
-            )
+            raise unknown_option(f"The {choice.kind} {choice.name!r}", name, known)
     required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     missing = [name for name in required if name not in choice.options]
     if missing:

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping
 
-from fabric_core.contracts.strategy import Store
+from fabric_core.contracts.store import Store
 from fabric_core.errors import PlanMismatchError
 
 ADVICE = "Install the same distributions in the same versions on every node, and start every rank with the same flags."

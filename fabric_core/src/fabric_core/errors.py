@@ -129,6 +129,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def unknown_option(owner: str, name: object, known: Iterable[str]) -> OptionsError:
+    """The error for an option that a part does not have.
+
+    Args:
+        owner: Whose option it would be, as the beginning of a sentence (``"The strategy 'x'"``).
+        name: What was asked for.
+        known: The options that there are.
+    """
+    names = list(known)
+    return OptionsError(
+        f"{owner} has no option {name!r}.{did_you_mean(str(name), names)} It has: {listing(names)}."
+    )
+
+
 def listing(names: Iterable[str]) -> str:
     """Names in a sentence: sorted, separated by commas, ``none`` when there are none."""
     return ", ".join(sorted(names)) or "none"

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from fabric_core.accumulation import Accumulation
+from fabric_core.build import build
+from fabric_core.data.iteration import LoaderTracker
+from fabric_core.plan import AUTO, Plan
+from fabric_core.registry import default_registry
+from fabric_core.request import as_tuple, make_request, replace_deprecated
+from fabric_core.resolve import resolve
+from fabric_core.setting_up import SetUp
 from fabric_core.verbs.setting_up import SettingUp
 from fabric_core.verbs.state import State
 from fabric_core.verbs.step import Step
@@ -49,3 +62,52 @@ class Fabric(SettingUp, Step, Talking, State):
         callbacks: The callbacks, in a list of our own.
         loggers: The loggers.
     """
+
+    def __init__(
+        self,
+        *,
+        accelerator: Any = AUTO,
+        strategy: Any = AUTO,
+        devices: Any = AUTO,
+        num_nodes: int | str = AUTO,
+        precision: Any = None,
+        plugins: Any = None,
+        callbacks: Any = None,
+        loggers: Any = None,
+        strategy_options: Mapping[str, Any] | None = None,
+        precision_options: Mapping[str, Any] | None = None,
+        gpus: Any = None,
+        tpu_cores: Any = None,
+    ) -> None:
+        flags = {
+            "accelerator": accelerator,
+            "strategy": strategy,
+            "devices": devices,
+            "num_nodes": num_nodes,
+            "precision": precision,
+        }
+        old = {"gpus": gpus, "tpu_cores": tpu_cores}
+        replace_deprecated(flags, {name: value for name, value in old.items() if value is not None})
+        registry = default_registry()
+        request = make_request(
+            flags,
+            plugins=plugins,
+            loggers=loggers,
+            options={"strategy": strategy_options or {}, "precision": precision_options or {}},
+            environ=os.environ,
+            registry=registry,
+        )
+        self.plan: Plan = resolve(request, registry)
+        for sentence in self.plan.warnings:
+            warnings.warn(sentence, UserWarning, stacklevel=2)
+        self._parts = build(self.plan)
+        self.callbacks: list[Any] = list(as_tuple(callbacks))
+        self.loggers: list[Any] = list(self._parts.loggers)
+        self._connected = False
+        self._closed = False
+        self._tracker = LoaderTracker()
+        self._set_up = SetUp()
+        self._accumulation = Accumulation(self._tracker)
+        self._guard = self._make_guard()
+        self._warned_no_hold = False
+        self._turns = 0

@@ -133,7 +133,7 @@ def _same(name: str, one: Any, other: Any, registry: Registry) -> bool:
     if one is None or other is None:
         return one is other
     if not (isinstance(one, str | int) and isinstance(other, str | int)):
-        return bool(isinstance(other, str) and _carries_name(one, other))
+        return isinstance(other, str) and _is_asked_for(name, one, other.strip(), registry)
     one, other = str(one).strip().lower(), str(other).strip().lower()
     if one == other:
         return True
@@ -143,7 +143,17 @@ def _same(name: str, one: Any, other: Any, registry: Registry) -> bool:
     return offers == registry.named(name, other)
 
 
-def _carries_name(part: Any, name: str) -> bool:
-    """Whether an instance or class that the code passes is the part that the command line names."""
-    spec = getattr(part, "spec", None)
-    return spec is not None and name.strip().lower() in spec.names
+def _is_asked_for(kind: str, part: Any, asked: str, registry: Registry) -> bool:
+    """Whether an instance or class that the code passes is the part that the command line asks for.
+
+    A preset with options of its own is another part: the one in the code may have been made with others.
+    """
+    cls = part if isinstance(part, type) else type(part)
+    paths = {f"{base.__module__}:{base.__qualname__}" for base in cls.__mro__}
+    if asked.lower() == AUTO or not is_name(asked):
+        return asked in paths
+    spec = getattr(cls, "spec", None)
+    if spec is not None and asked.lower() in spec.names:
+        return True
+    specs = [offer.spec for offer in registry.named(kind, asked)]
+    return all(spec.target_name in paths and not spec.options for spec in specs)

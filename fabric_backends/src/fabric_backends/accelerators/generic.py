@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from fabric_backends.accelerators.current import current_type
 from fabric_backends.hooks import TORCH_ACCELERATOR
 from fabric_core.contracts.accelerator import Accelerator
 from fabric_core.errors import DevicesError
+
+_BOUND = ("cuda",)  # the devices to which PyTorch 2.6 can bind a process group; it refuses all others
 
 
 class TorchAccelerator(Accelerator):
@@ -22,7 +25,7 @@ class TorchAccelerator(Accelerator):
     spec = TORCH_ACCELERATOR
 
     def __init__(self, device_type: str | None = None) -> None:
-        current = _current_type()
+        current = current_type()
         self.device_type = device_type or current
         if current is None or self.device_type != current:
             raise DevicesError(
@@ -30,6 +33,7 @@ class TorchAccelerator(Accelerator):
                 f"the installed PyTorch is {current!r}. Install a PyTorch for that device, or use accelerator='auto'."
             )
         self.process_group_backend = _default_backend(current)
+        self.binds_process_group = current in _BOUND
 
     def device(self, index: int) -> torch.device:
         """The device of that index."""
@@ -37,18 +41,7 @@ class TorchAccelerator(Accelerator):
 
     def setup_device(self, device: torch.device) -> None:
         """Make it the current device."""
-        name = (
-            "set_device_index" if hasattr(torch.accelerator, "set_device_index") else "set_device_idx"
-        )  # 2.6
-        getattr(torch.accelerator, name)(device.index)
-
-
-def _current_type() -> str | None:
-    try:
-        current = torch.accelerator.current_accelerator()
-    except RuntimeError:  # PyTorch 2.6, where there is none
-        return None
-    return None if current is None else current.type
+        torch.accelerator.set_device_index(device.index)
 
 
 def _default_backend(device_type: str) -> str | None:

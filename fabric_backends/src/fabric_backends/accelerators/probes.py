@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fabric_backends.accelerators.current import current_type
 from fabric_backends.hooks import DEVICE_TYPES, MPS
 from fabric_core.specs import Inventory
 
@@ -78,15 +79,10 @@ def _current_type() -> tuple[str | None, str]:
     """The type of the accelerator that PyTorch is built for, and a sentence."""
     if "torch" not in sys.modules and not _reason_to_ask():
         return None, "nothing here suggests a device that the installed PyTorch could use"
-    import torch
-
-    try:
-        current = torch.accelerator.current_accelerator()
-    except RuntimeError:  # PyTorch 2.6, where there is none
-        current = None
+    current = current_type()
     if current is None:
         return None, "the installed PyTorch is built without an accelerator"
-    return current.type, f"the accelerator of the installed PyTorch is {current.type!r}"
+    return current, f"the accelerator of the installed PyTorch is {current!r}"
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from fabric_backends.hooks import TORCHELASTIC
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.errors import ConfigurationError
 from fabric_core.orphans import die_with_parent
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
 RUN_ID = "TORCHELASTIC_RUN_ID"
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
-_tied: set[int] = (
-    set()
-)  # the processes, of which this is one and its parent may be another, that torchrun's end ends
+# The processes, of which this is one and its parent may be another, that torchrun's end ends.
+_tied: set[int] = set()
 
 
 def detect(environ: Mapping[str, str]) -> Detection | None:
@@ -43,6 +43,8 @@ class TorchElasticEnvironment(ClusterEnvironment):
     torchrun's workers outlive it when it is killed. The first question for a rank puts an end to that: from then on,
     the process dies with its parent.
     """
+
+    spec = TORCHELASTIC
 
     @property
     def creates_processes_externally(self) -> bool:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from fabric_backends.hooks import FORK, SPAWN
 from fabric_backends.launchers.cargo import Call, PackedCall, read_result, write_result
 from fabric_backends.launchers.hazards import process_name, refuse_unguarded_main, refuse_unsafe_fork
 from fabric_backends.launchers.nodes import Node, this_node
@@ -20,49 +21,31 @@ from fabric_backends.launchers.settings import Settings
 from fabric_backends.process_group import leave_all
 from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.data.seed import seed_environment
-from fabric_core.errors import LaunchError, OptionsError, did_you_mean, listing
+from fabric_core.errors import LaunchError, listing
 from fabric_core.supervisor import (
     Child,
     ProcessChild,
     enter_rank,
     error_directory,
-    listening_socket,
     mark_failure,
+    meeting_point,
     raise_for_outcome,
     rank_variables,
     supervise,
 )
 from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT
-from fabric_core.supervisor.network import resolves_to_loopback
 from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD
-
-_METHODS = ("spawn", "fork", "forkserver")
 
 
 class FunctionLauncher(Launcher):
-    """Runs a function in ``num_processes`` new processes and returns what local rank 0 returned.
+    """Runs a function in new processes and returns what local rank 0 returned.
 
-    It may be used any number of times in one program, notebooks included when it forks.
-
-    Args:
-        start_method: ``"spawn"`` (the default): fresh interpreters, to which the function and its arguments are sent.
-            They import the script, which has to start its work under ``if __name__ == "__main__":``.
-            ``"fork"``: copies of this process, quick to start; not when a device is in use already. They
-            compute with one thread each, because the pool of threads that the parent has started does not survive
-            in a copy and would be waited for in vain.
-            ``"forkserver"``: as spawn, by way of a server process.
-
-    Raises:
-        OptionsError: There is no such start method.
+    The base of the launchers below, which say how the processes start. One may be used any number of times in one
+    program.
     """
 
-    def __init__(self, start_method: str = "spawn") -> None:
-        if start_method not in _METHODS:
-            raise OptionsError(
-                f"There is no start method {start_method!r}.{did_you_mean(start_method, _METHODS)} "
-                f"There are: {listing(_METHODS)}."
-            )
-        self.start_method = start_method
+    start_method: ClassVar[str]
+    """What ``multiprocessing`` calls it."""
 
     def launch(self, function: Callable[[], Any], job: LaunchJob) -> Any:
         """As the contract.
@@ -80,7 +63,7 @@ class FunctionLauncher(Launcher):
         if self.start_method == "fork":
             refuse_unsafe_fork()
         node = this_node(job.num_nodes, os.environ)
-        listener = _meeting_point(node, job.num_nodes)
+        listener = _listener(node, job.num_nodes)
         port = node.main_port or DEFAULT_MAIN_PORT if listener is None else listener.getsockname()[1]
         processes: list[BaseProcess] = []
         with error_directory() as private:
@@ -93,6 +76,27 @@ class FunctionLauncher(Launcher):
                     process.close()
             raise_for_outcome(outcome)
             return read_result(ranks.result)
+
+
+class SpawnLauncher(FunctionLauncher):
+    """Runs a function in fresh interpreters, to which it is sent with its arguments.
+
+    They import the script, which has to start its work under ``if __name__ == "__main__":``.
+    """
+
+    spec = SPAWN
+    start_method = "spawn"
+
+
+class ForkLauncher(FunctionLauncher):
+    """Runs a function in copies of this process: quick to start, in notebooks too, but not once a device is in use.
+
+    They compute with one thread each, because the pool of threads that the parent has started does not survive in a
+    copy and would be waited for in vain.
+    """
+
+    spec = FORK
+    start_method = "fork"
 
 
 @dataclass(frozen=True)
@@ -168,13 +172,13 @@ def _context(start_method: str) -> BaseContext:
         ) from None
 
 
-def _meeting_point(node: Node, num_nodes: int) -> socket.socket | None:
-    """The socket for global rank 0; ``None`` on other nodes, and where rank 0 has to open one that they can reach."""
-    if node.rank != 0 or (num_nodes > 1 and resolves_to_loopback(node.main_address)) or os.name != "posix":
+def _listener(node: Node, num_nodes: int) -> socket.socket | None:
+    """The socket for global rank 0, on its node; elsewhere ``None``."""
+    if node.rank != 0 or os.name != "posix":
         return None
-    return listening_socket(
-        node.main_address, node.main_port or (DEFAULT_MAIN_PORT if num_nodes > 1 else None)
-    )
+    single_node = num_nodes == 1
+    port = node.main_port or (None if single_node else DEFAULT_MAIN_PORT)
+    return meeting_point(node.main_address, port, single_node=single_node)
 
 
 # -- in the new process -----------------------------------------------------------------------------------------------

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from fabric_backends.accelerators.current import current_type
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor import Failure
 from fabric_core.supervisor.failures import write_failure
 
 # All that a spawned process knows while it imports the script, before it has become a rank.
-_NAME = re.compile(r"(?P<private>.+)-rank-(?P<rank>\d+)")
+_NAME = re.compile(r"(?P<private>fabric-\w+)-rank-(?P<rank>\d+)")
 
 
 def process_name(private: str, rank: int) -> str:
@@ -52,11 +53,11 @@ def refuse_unsafe_fork() -> None:
 
 def _device_in_use() -> str | None:
     """The type of the accelerator, if this process has started to use it. Asking does not start it."""
-    device = torch.accelerator.current_accelerator()
-    if device is None:
+    device_type = current_type()
+    if device_type is None:
         return None
-    is_initialized = getattr(torch.get_device_module(device), "is_initialized", None)
-    return device.type if is_initialized is not None and is_initialized() else None
+    is_initialized = getattr(torch.get_device_module(device_type), "is_initialized", None)
+    return device_type if is_initialized is not None and is_initialized() else None
 
 
 def refuse_unguarded_main() -> None:
@@ -76,11 +77,11 @@ def refuse_unguarded_main() -> None:
         "        main()\n\n"
         "Or use the strategy 'ddp' or 'ddp_fork', which need none."
     )
-    name = re.fullmatch(r"(fabric-\w+)-rank-(\d+)", process.name)
-    private = Path(tempfile.gettempdir(), name[1] if name else "")
+    name = _NAME.fullmatch(process.name)
+    private = Path(tempfile.gettempdir(), name["private"] if name else "")
     if name is None or not private.is_dir():
         raise LaunchError(message)
     write_failure(
-        str(private), Failure(int(name[2]), 1, time.monotonic(), "LaunchError: no main guard", message)
+        str(private), Failure(int(name["rank"]), 1, time.monotonic(), "LaunchError: no main guard", message)
     )
     raise SystemExit(1)

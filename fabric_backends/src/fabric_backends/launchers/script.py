@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from fabric_backends.hooks import SCRIPT
 from fabric_backends.launchers.nodes import this_node
 from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.supervisor import current_command, run_ranks
@@ -18,6 +19,8 @@ class ScriptLauncher(Launcher):
     the others are ended. In the ranks the script comes to the same ``launch``, which then finds the processes started
     and goes on; what stands before it in the script is run by the parent as well.
     """
+
+    spec = SCRIPT
 
     def launch(self, function: Callable[[], Any], job: LaunchJob) -> NoReturn:
         """Start the script again, wait for its end, and end this process with the same exit code.

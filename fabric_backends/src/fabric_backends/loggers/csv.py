@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fabric_backends.hooks import CSV
 from fabric_backends.loggers.replacing import replacing
 from fabric_backends.loggers.run_folder import RunFolder
 from fabric_backends.loggers.table import STEP, Table
@@ -38,6 +39,8 @@ class CSVLogger(Logger):
         prefix: Put before the name of each metric, with ``-`` between them.
         flush_logs_every_n_steps: How many rows to hold back at most.
     """
+
+    spec = CSV
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 import warnings
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fabric_backends.hooks import TENSORBOARD
 from fabric_backends.loggers.run_folder import RunFolder
 from fabric_core.contracts.logger import Logger
-from fabric_core.errors import MissingRequirementError, OptionsError, did_you_mean, listing
+from fabric_core.errors import MissingRequirementError, unknown_option
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -44,6 +46,8 @@ class TensorBoardLogger(Logger):
         OptionsError: The writer has no such option.
     """
 
+    spec = TENSORBOARD
+
     def __init__(
         self,
         root_dir: str | os.PathLike[str] = "logs",
@@ -56,10 +60,7 @@ class TensorBoardLogger(Logger):
     ) -> None:
         for option in options:
             if option not in WRITER_OPTIONS:
-                raise OptionsError(
-                    f"TensorBoardLogger has no option {option!r}.{did_you_mean(option, WRITER_OPTIONS)} "
-                    f"Besides its own, it has those of SummaryWriter: {listing(WRITER_OPTIONS)}."
-                )
+                raise unknown_option("TensorBoardLogger", option, (*_own_options(), *WRITER_OPTIONS))
         self._folder = RunFolder(root_dir, name, version)
         self._default_hp_metric = default_hp_metric
         self._prefix = prefix
@@ -183,6 +184,10 @@ class TensorBoardLogger(Logger):
                 UserWarning,
                 stacklevel=4,
             )
+
+
+def _own_options() -> list[str]:
+    return [name for name in inspect.signature(TensorBoardLogger).parameters if name != "options"]
 
 
 def _flat(params: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

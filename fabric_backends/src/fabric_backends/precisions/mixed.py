@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from fabric_backends.hooks import MIXED
 from fabric_backends.precisions.conversion import dtype_among, widen
 from fabric_backends.precisions.loss_scaling import LossScaling
 from fabric_core.contracts.precision import Precision
-from fabric_core.errors import OptionsError, UnsupportedError, did_you_mean, listing
+from fabric_core.errors import OptionsError, UnsupportedError, listing, unknown_option
 
 SCALER_OPTIONS = tuple(name for name in inspect.signature(GradScaler).parameters if name != "device")
 
@@ -38,6 +39,8 @@ class MixedPrecision(Precision):
     Raises:
         OptionsError: Another dtype, a scaler for bfloat16, or an option or a value that the scaler does not take.
     """
+
+    spec = MIXED
 
     def __init__(
         self, dtype: str | torch.dtype, scaler: Mapping[str, Any] | GradScaler | None = None
@@ -170,10 +173,7 @@ def _checked_scaler(scaler: Any, dtype: torch.dtype) -> Mapping[str, Any] | Grad
         )
     for name in scaler:
         if name not in SCALER_OPTIONS:
-            raise OptionsError(
-                f"The scaler has no option {name!r}.{did_you_mean(str(name), SCALER_OPTIONS)} "
-                f"It has: {listing(SCALER_OPTIONS)}."
-            )
+            raise unknown_option("The scaler", name, SCALER_OPTIONS)
     try:
         GradScaler("cpu", **scaler)  # checks the values; on the CPU, nothing is initialised
     except (AssertionError, TypeError) as error:

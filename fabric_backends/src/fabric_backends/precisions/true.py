@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fabric_backends.hooks import TRUE
 from fabric_backends.precisions.conversion import dtype_among, widen
 from fabric_core.contracts.precision import Precision
 from fabric_core.data.collections import convert_floats
@@ -32,6 +33,8 @@ class TruePrecision(Precision):
     Raises:
         OptionsError: Another dtype.
     """
+
+    spec = TRUE
 
     def __init__(self, dtype: str | torch.dtype) -> None:
         self.dtype = dtype_among(dtype, _CONVERSIONS, "TruePrecision")

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fabric_backends.hooks import DDP
 from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT, ParallelStrategy
-from fabric_core.errors import OptionsError, SetupError, did_you_mean, listing
+from fabric_core.errors import OptionsError, SetupError, unknown_option
 
 _PARAMETERS = frozenset(inspect.signature(DistributedDataParallel).parameters)
 _DECIDED_HERE = {"module", "device_ids", "output_device", "dim", "process_group", "device_mesh"}
@@ -35,6 +36,8 @@ class DDPStrategy(ParallelStrategy):
     Raises:
         OptionsError: An option is unknown to this PyTorch, or not for users to set.
     """
+
+    spec = DDP
 
     def __init__(
         self,
@@ -92,9 +95,7 @@ def _check(options: dict[str, Any]) -> None:
                 f"The option {name!r} of DistributedDataParallel is set by the strategy 'ddp' itself."
             )
         if name not in known:
-            raise OptionsError(
-                f"The strategy 'ddp' has no option {name!r}.{did_you_mean(name, known)} It has: {listing(known)}."
-            )
+            raise unknown_option("The strategy 'ddp'", name, known)
 
 
 _OWN = frozenset(inspect.signature(DDPStrategy).parameters) - {"options"}

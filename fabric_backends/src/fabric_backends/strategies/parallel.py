@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from fabric_backends.messages import broadcast_object
 from fabric_backends.process_group import Membership, backend_for, join
 from fabric_backends.rendezvous import meet
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
+from fabric_core.contracts.store import read_when_there
 from fabric_core.contracts.strategy import ReduceOp, Strategy
 from fabric_core.errors import CheckpointError, ConfigurationError, OptionsError, SetupError
 
@@ -60,7 +62,7 @@ class ParallelStrategy(Strategy):
         self.init_timeout = _duration("init_timeout", init_timeout)
         self._store: Store | None = None
         self._membership: Membership | None = None
-        self._barriers = 0
+        self._barriers = self._agreements = 0
 
     # -- who am I -------------------------------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class ParallelStrategy(Strategy):
             lambda: self.store or self._meet(),
             rank=self.global_rank,
             world_size=self.world_size,
-            device=device,
+            device=device if surroundings.accelerator.binds_process_group else None,
             timeout=self.timeout,
             loopback=self._environment.single_node,
         )
@@ -214,7 +216,7 @@ class ParallelStrategy(Strategy):
 
     # -- state ----------------------------------------------------------------------------------------------------
 
-    def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state_dict(self, optimizer: Optimizer, modules: Sequence[nn.Module] = ()) -> dict[str, Any]:
         """The whole state of an optimizer; one that keeps it in shards collects it on rank 0 and is empty elsewhere."""
         consolidate = getattr(optimizer, "consolidate_state_dict", None)
         if consolidate is None:
@@ -222,8 +224,12 @@ class ParallelStrategy(Strategy):
         consolidate(0)
         return optimizer.state_dict() if self.global_rank == 0 else {}
 
-    def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+    def save_checkpoint(
+        self, path: Path, checkpoint: Mapping[str, Any], *, state: Mapping[str, Any] | None = None
+    ) -> None:
         """Write the checkpoint on rank 0. Called on every rank; returns on every rank when it is on disk.
+
+        It may take as long as it takes: ``timeout`` is for collectives.
 
         Raises:
             CheckpointError: It cannot be written; on every rank.
@@ -234,14 +240,16 @@ class ParallelStrategy(Strategy):
                 self.surroundings.checkpoint_io.save(path, checkpoint)
             except Exception as error:  # the other ranks wait, and have to be told
                 failure = error
-        reason = self.broadcast(None if failure is None else _reason(failure))
+        failed = self._first_failure(failure, [0])
         if isinstance(failure, CheckpointError):
             raise failure
-        if reason is not None:
-            raise CheckpointError(f"Rank 0 could not write the checkpoint {path}: {reason}") from failure
+        if failed is not None:
+            raise CheckpointError(f"Rank 0 could not write the checkpoint {path}: {failed[1]}") from failure
 
-    def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
-        """Read a checkpoint on every rank, onto the CPU. Called on every rank.
+    def load_checkpoint(
+        self, path: Path, *, state: Mapping[str, Any] | None = None, weights_only: bool = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint on every rank, onto the CPU. Called on every rank; it may take as long as it takes.
 
         Raises:
             CheckpointError: Some rank could not read it; on every rank. Where it is its own failure, of the same type.
@@ -252,21 +260,35 @@ class ParallelStrategy(Strategy):
             checkpoint = self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
         except Exception as error:  # the other ranks wait, and have to be told
             failure = error
-        failed = self._ranks_where(failure is not None)
-        if not failed:
-            return checkpoint
-        reason = self.broadcast(None if failure is None else _reason(failure), src=failed[0])
+        failed = self._first_failure(failure, range(self.world_size))
         if failure is not None:
             raise failure
+        if failed is None:
+            return checkpoint
+        rank, reason = failed
         raise CheckpointError(
-            f"Rank {failed[0]} could not read the checkpoint {path}, which rank {self.global_rank} can: {reason} "
+            f"Rank {rank} could not read the checkpoint {path}, which rank {self.global_rank} can: {reason} "
             "Is it on a disk that all nodes share?"
         )
 
-    def _ranks_where(self, flag: bool) -> list[int]:
-        """The ranks that pass true. Called on every rank."""
-        flags = collectives.all_gather(torch.tensor(flag, device=self.root_device))
-        return [rank for rank, value in enumerate(flags.tolist()) if value]
+    def _first_failure(self, failure: Exception | None, workers: Sequence[int]) -> tuple[int, str] | None:
+        """The first of some ranks that has failed, and why. Called on every rank, by ``workers`` when they are done.
+
+        Through the store and not by a collective, whose timeout a disk must not run into.
+        """
+        own, store = None if failure is None else _reason(failure), self.store
+        if store is None:
+            return None if own is None else (self.global_rank, own)
+        self._agreements += 1
+        key = f"agreement/{self._agreements}"
+        if self.global_rank in workers:
+            store.set(f"{key}/{self.global_rank}", json.dumps(own))
+        if self.global_rank == 0:
+            reasons = {rank: json.loads(read_when_there(store, f"{key}/{rank}")) for rank in workers}
+            failed = [(rank, reason) for rank, reason in reasons.items() if reason is not None]
+            store.set(key, json.dumps(failed[0] if failed else None))
+        first = json.loads(read_when_there(store, key))
+        return None if first is None else (first[0], first[1])
 
 
 def _reason(error: Exception) -> str:

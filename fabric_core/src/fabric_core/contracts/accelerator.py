@@ -20,6 +20,11 @@ class Accelerator(Part):
     process_group_backend: str | None = None
     """The ``torch.distributed`` backend that fits this device; ``None`` leaves the choice to the strategy."""
 
+    binds_process_group: bool = False
+    """Whether a process group is bound to the rank's device when it is made (``device_id`` of PyTorch's
+    ``init_process_group``): for backends whose communicators belong to one device. PyTorch 2.6 allows it on the devices
+    of one vendor only; set it where it is known to work."""
+
     @abstractmethod
     def device(self, index: int) -> torch.device:
         """The device of one index. Called on every rank when the parts are built; must not initialise the device.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from datetime import timedelta
 
 from fabric_core.contracts.part import Part
+from fabric_core.contracts.store import Store
 from fabric_core.errors import ConfigurationError
 from fabric_core.specs import ClusterEnvironmentSpec
 
@@ -62,6 +64,20 @@ class ClusterEnvironment(Part):
     def single_node(self) -> bool:
         """Whether every rank runs on this machine, so that nothing has to listen beyond loopback."""
         return False
+
+    def shared_store(self, timeout: timedelta) -> Store | None:
+        """Connect to a store that something else than rank 0 serves, such as the starter of the processes.
+
+        Called on every rank, where the ranks meet. They meet in it under keys that nobody has used before, so it may
+        hold anything.
+
+        Args:
+            timeout: How long to wait for the server.
+
+        Returns:
+            A ``torch.distributed.Store``, or ``None`` on every rank when rank 0 has to serve one at the main address.
+        """
+        return None
 
     def validate(self, processes_per_node: int, num_nodes: int) -> None:
         """Compare what the user asked for with what was started. Called on every rank before anything is set up.

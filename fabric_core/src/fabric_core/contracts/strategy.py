@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from fabric_core.contracts.accelerator import Accelerator
 from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.part import Part
 from fabric_core.contracts.precision import Precision
+from fabric_core.contracts.store import Store
 from fabric_core.specs import StrategySpec
 
 if TYPE_CHECKING:
@@ -29,19 +29,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 ReduceOp = Literal["mean", "sum", "min", "max", "product"]
-
-
-class Store(Protocol):
-    """A key-value store that all ranks share: the part of ``torch.distributed.Store`` that the core uses."""
-
-    def set(self, key: str, value: str, /) -> None:
-        """Publish a value."""
-
-    def get(self, key: str, /) -> bytes:
-        """Wait for a key and return its value."""
-
-    def wait(self, keys: list[str], timeout: timedelta, /) -> None:
-        """Wait until every key is there, for at most ``timeout``."""
 
 
 @dataclass(frozen=True)

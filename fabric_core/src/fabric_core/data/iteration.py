@@ -19,13 +19,15 @@ class LoaderTracker:
     Attributes:
         current: The loop that handed out a batch last and has not ended; ``None`` outside of loops.
         live: All loops that have begun and have not ended, in the order in which they began.
+        batches: How many batches all loops together have handed out.
     """
 
-    __slots__ = ("_last_number", "current", "live")
+    __slots__ = ("_last_number", "batches", "current", "live")
 
     def __init__(self) -> None:
         self.current: Iteration | None = None
         self.live: list[Iteration] = []
+        self.batches = 0
         self._last_number = -1
 
     def next_number(self) -> int:
@@ -36,6 +38,14 @@ class LoaderTracker:
     def of(self, loader: DataLoader[Any]) -> Iteration | None:
         """The innermost loop over one loader."""
         return next((loop for loop in reversed(self.live) if loop.loader is loader), None)
+
+    def advanced_since(self, batches: int) -> Iteration | None:
+        """The outermost loop that has handed out a batch since there were ``batches``; else the current one.
+
+        A loop that began earlier is taken for the one around: a second loader that is read from within it, by
+        ``next``, ends in its own time.
+        """
+        return next((loop for loop in self.live if loop.turn > batches), self.current)
 
     def forget(self, loop: Iteration) -> None:
         """A loop has ended: the one around it is the current one again."""
@@ -51,14 +61,16 @@ class Iteration:
         loader: The loader.
         epoch: The epoch whose data it yields, from 0.
         position: The number of the batch that was handed out last, from 0; -1 before the first.
+        turn: The number of that batch among those of all loops, from 1; 0 before the first.
     """
 
-    __slots__ = ("_ahead", "_ended", "_raw", "_total", "epoch", "loader", "position")
+    __slots__ = ("_ahead", "_ended", "_raw", "_total", "epoch", "loader", "position", "turn")
 
     def __init__(self, loader: DataLoader[Any], epoch: int) -> None:
         self.loader = loader
         self.epoch = epoch
         self.position = -1
+        self.turn = 0
         self._raw: Iterator[Any] | None = None
         self._ahead: deque[Any] = deque()
         self._ended = False
@@ -88,6 +100,7 @@ class Iteration:
                 while True:
                     self.position += 1
                     tracker.current = self
+                    tracker.batches = self.turn = tracker.batches + 1
                     yield batch if move is None else move(batch)
                     if not ahead:
                         break

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fabric_core.contracts.accelerator import Accelerator
+from fabric_core.hooks import CPU
 from fabric_core.specs import Inventory
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ def probe() -> Inventory:
 
 class CPUAccelerator(Accelerator):
     """The CPU."""
+
+    spec = CPU
 
     def device(self, index: int) -> torch.device:
         """The same device for every process."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
+from fabric_core.hooks import LOCAL
 from fabric_core.specs import Detection
 
 LAUNCHED = "FABRIC_LAUNCHED"
@@ -26,6 +27,8 @@ class LocalEnvironment(ClusterEnvironment):
 
     The variables are read anew each time, because a launcher that forks sets them after this object was made.
     """
+
+    spec = LOCAL
 
     @property
     def creates_processes_externally(self) -> bool:

@@ -26,6 +26,7 @@ import torch
 
 from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.errors import CheckpointError, UnsafeCheckpointError
+from fabric_core.hooks import TORCH_FILE
 
 METADATA_TYPES: tuple[Any, ...] = (
     *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
@@ -45,6 +46,8 @@ ABANDONED = 3600.0
 
 class TorchFile(CheckpointIO):
     """One file that plain ``torch.load`` reads too."""
+
+    spec = TORCH_FILE
 
     def save(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Write to a temporary name beside ``path``, flush to disk, rename. See the contract."""

@@ -28,7 +28,7 @@ from fabric_core.supervisor.children import Child, ProcessChild
 from fabric_core.supervisor.entry import enter_rank
 from fabric_core.supervisor.failures import Failure, error_directory, mark_failure
 from fabric_core.supervisor.launch import RankCommand, current_command, run_ranks
-from fabric_core.supervisor.network import listening_socket
+from fabric_core.supervisor.network import listening_socket, meeting_point
 from fabric_core.supervisor.outcome import Outcome, raise_for_outcome, report
 from fabric_core.supervisor.variables import rank_variables
 from fabric_core.supervisor.watch import supervise
@@ -44,6 +44,7 @@ __all__ = [
     "error_directory",
     "listening_socket",
     "mark_failure",
+    "meeting_point",
     "raise_for_outcome",
     "rank_variables",
     "report",

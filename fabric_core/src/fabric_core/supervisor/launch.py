@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor.children import Child
 from fabric_core.supervisor.failures import error_directory
-from fabric_core.supervisor.network import listening_socket, resolves_to_loopback
+from fabric_core.supervisor.network import meeting_point
 from fabric_core.supervisor.outcome import report
 from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD, MODULE_FLAG, SUPERVISOR_PID, rank_variables
 from fabric_core.supervisor.watch import grace_seconds, supervise
@@ -121,7 +121,7 @@ def run_ranks(
     command.check()
     grace = grace_seconds(grace)
     port = main_port if main_port is not None or num_nodes == 1 else DEFAULT_MAIN_PORT
-    listener = _meeting_point(main_address, port, num_nodes) if node_rank == 0 else None
+    listener = _listener(main_address, port, num_nodes) if node_rank == 0 else None
     port = port if listener is None else listener.getsockname()[1]
     assert port is not None, "a single node always listens"
     environ = {**os.environ, **(env or {})}
@@ -163,11 +163,8 @@ def _start(
             listener.close()
 
 
-def _meeting_point(address: str, port: int | None, num_nodes: int) -> socket.socket | None:
-    """The socket for global rank 0, or ``None`` when rank 0 has to open one that other machines can reach."""
-    if num_nodes > 1 and resolves_to_loopback(address):
-        return None
-    listener = listening_socket(address, port)
+def _listener(address: str, port: int | None, num_nodes: int) -> socket.socket | None:
+    listener = meeting_point(address, port, single_node=num_nodes == 1)
     if listener is None and num_nodes == 1:
         raise LaunchError(
             f"The main address {address} does not belong to this machine, and there is only one node. "

@@ -40,6 +40,26 @@ def listening_socket(address: str = "127.0.0.1", port: int | None = None) -> soc
     return None
 
 
+def meeting_point(address: str, port: int | None, *, single_node: bool) -> socket.socket | None:
+    """Open the socket at which global rank 0 will meet the others. Called on its node only. The caller owns it.
+
+    Args:
+        address: Where global rank 0 is, as seen from all nodes.
+        port: The port, or ``None`` for any that is free.
+        single_node: Whether all ranks are on this machine.
+
+    Returns:
+        The socket; ``None`` when rank 0 has to open one itself that other machines can reach: ``address`` is none of
+        this machine's, or a name that only other nodes know by an address of the network.
+
+    Raises:
+        LaunchError: As `listening_socket`.
+    """
+    if not single_node and resolves_to_loopback(address):
+        return None
+    return listening_socket(address, port)
+
+
 def _listen(family: int, place: _Place) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

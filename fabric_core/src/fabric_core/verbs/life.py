@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial, update_wrapper, wraps
 from typing import Any, TypeVar
@@ -13,17 +11,14 @@ from typing import Any, TypeVar
 import torch
 
 from fabric_core.accumulation import Accumulation
-from fabric_core.build import build
+from fabric_core.build import Parts
 from fabric_core.consensus import check_same_plan
 from fabric_core.contracts.accelerator import Accelerator
 from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.data.iteration import LoaderTracker
 from fabric_core.errors import SetupError, WrongTypeError
-from fabric_core.plan import AUTO, Plan
-from fabric_core.registry import default_registry
-from fabric_core.request import as_tuple, make_request, replace_deprecated
-from fabric_core.resolve import resolve
+from fabric_core.plan import Plan
 from fabric_core.setting_up import SetUp
 from fabric_core.specs import LauncherSpec
 from fabric_core.supervisor import mark_failure
@@ -35,54 +30,18 @@ T = TypeVar("T")
 class Life:
     """What every group of verbs stands on. Users see it as ``Fabric``, where the arguments are described."""
 
-    def __init__(
-        self,
-        *,
-        accelerator: Any = AUTO,
-        strategy: Any = AUTO,
-        devices: Any = AUTO,
-        num_nodes: int | str = AUTO,
-        precision: Any = None,
-        plugins: Any = None,
-        callbacks: Any = None,
-        loggers: Any = None,
-        strategy_options: Mapping[str, Any] | None = None,
-        precision_options: Mapping[str, Any] | None = None,
-        gpus: Any = None,
-        tpu_cores: Any = None,
-    ) -> None:
-        flags = {
-            "accelerator": accelerator,
-            "strategy": strategy,
-            "devices": devices,
-            "num_nodes": num_nodes,
-            "precision": precision,
-        }
-        old = {"gpus": gpus, "tpu_cores": tpu_cores}
-        replace_deprecated(flags, {name: value for name, value in old.items() if value is not None})
-        registry = default_registry()
-        request = make_request(
-            flags,
-            plugins=plugins,
-            loggers=loggers,
-            options={"strategy": strategy_options or {}, "precision": precision_options or {}},
-            environ=os.environ,
-            registry=registry,
-        )
-        self.plan: Plan = resolve(request, registry)
-        for sentence in self.plan.warnings:
-            warnings.warn(sentence, UserWarning, stacklevel=2)
-        self._parts = build(self.plan)
-        self.callbacks: list[Any] = list(as_tuple(callbacks))
-        self.loggers: list[Any] = list(self._parts.loggers)
-        self._connected = False
-        self._closed = False
-        self._tracker = LoaderTracker()
-        self._set_up = SetUp()
-        self._accumulation = Accumulation(self._tracker)
-        self._guard = self._make_guard()
-        self._warned_no_hold = False
-        self._turns = 0
+    plan: Plan
+    callbacks: list[Any]
+    loggers: list[Any]
+    _parts: Parts
+    _connected: bool
+    _closed: bool
+    _tracker: LoaderTracker
+    _set_up: SetUp
+    _accumulation: Accumulation
+    _guard: BackwardGuard | None
+    _warned_no_hold: bool
+    _turns: int
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """In the style ``class Trainer(Fabric): def run(self): …``, calling ``run`` launches first."""

@@ -31,6 +31,8 @@ class Step(Reporting):
             args, kwargs: For ``torch.Tensor.backward``.
         """
         self._require_launched("backward")
+        if not isinstance(loss, Tensor):
+            raise WrongTypeError(f"backward() takes the loss as a tensor, not a {type(loss).__qualname__}.")
         loss = self._parts.precision.scale_loss(self._accumulation.share(loss))
         module = None if model is None else forward_module_of(model)
         guard = self._guard
@@ -130,13 +132,20 @@ class Step(Reporting):
                 yield
 
     @contextmanager
-    def accumulate(self, model: nn.Module | Iterable[nn.Module], every: int) -> Iterator[Window]:
+    def accumulate(
+        self,
+        model: nn.Module | Iterable[nn.Module],
+        every: int,
+        *,
+        loader: Iterable[Any] | None = None,
+    ) -> Iterator[Window]:
         """Run one micro-batch of a window of ``every``: the optimizer steps once per window. Called on every rank.
 
         Inside, ``backward`` divides the loss by the number of micro-batches in the window, and gradients are
         synchronised, clipped, applied (``optimizer.step``) and dropped (``optimizer.zero_grad``) only with the last
         of them. The last batch of the loader that is being looped over (one that was set up) ends a window early;
-        the losses are then divided by the number that there really are.
+        the losses are then divided by the number that there really are. A window that is not full when its loop is
+        left before the end goes on in the next loop.
 
         Example:
             >>> for batch in loader:
@@ -148,13 +157,15 @@ class Step(Reporting):
         Args:
             model: A set-up model, or several that are trained in the same window.
             every: How many micro-batches make a window.
+            loader: The loader whose last batch ends a window, where several are read at a time. By default the one
+                whose loop began first.
 
         Yields:
             The window; its ``is_full`` tells whether optimizers step in this micro-batch.
         """
         models = [model] if isinstance(model, nn.Module) else list(model)
         with (
-            self._accumulation.enter([unwrap(m) for m in models], every) as window,
+            self._accumulation.enter([unwrap(m) for m in models], every, loader) as window,
             ExitStack() as stack,
         ):
             for each in models:

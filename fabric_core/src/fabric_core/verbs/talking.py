@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from fabric_core.collectives import each_tensor, reducible
 from fabric_core.collectives import reduce_op as reduce_op_named
+from fabric_core.contracts.store import read_when_there
 from fabric_core.errors import ConfigurationError, SetupError
 from fabric_core.verbs.life import Life
 
 T = TypeVar("T")
-FOREVER = timedelta(days=365)
-"""How long ranks wait for one that works alone (``rank_zero_first``); a rank that dies ends the job earlier."""
 
 
 class Talking(Life):
@@ -101,8 +99,7 @@ class Talking(Life):
                 raise
             store.set(key, "")
         else:
-            store.wait([key], FOREVER)
-            failure = store.get(key).decode()
+            failure = read_when_there(store, key)
             if failure:
                 raise SetupError(
                     f"rank_zero_first: rank 0 failed in the block, so it is not run here. {failure}"
