@@ -19,8 +19,10 @@ import torch
 
 from fabric_backends import hooks
 from fabric_backends.accelerators import probes
+from fabric_backends.accelerators.current import current_type
 from fabric_backends.accelerators.generic import TorchAccelerator
 from fabric_backends.accelerators.mps import MPSAccelerator
+from fabric_backends.launchers.hazards import refuse_unsafe_fork
 from fabric_core import DevicesError, Inventory, Registry, Request, UnsupportedError
 from fabric_core.resolve import resolve
 
@@ -353,8 +355,16 @@ def test_the_current_device_is_chosen_by_its_index(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
     accelerator = TorchAccelerator("xpu")
     accelerator.setup_device(accelerator.device(3))
-    monkeypatch.delattr(torch.accelerator, "set_device_index")
-    monkeypatch.setattr(torch.accelerator, "set_device_idx", chosen.append)  # as in PyTorch 2.6
-    accelerator.setup_device(accelerator.device(1))
-    assert chosen == [3, 1]
-    assert accelerator.process_group_backend == "xccl"
+    assert chosen == [3]
+    assert (accelerator.process_group_backend, accelerator.binds_process_group) == ("xccl", False)
+
+
+def test_a_pytorch_2_6_without_an_accelerator_raises_and_that_is_an_answer(monkeypatch: Any) -> None:
+    def current_accelerator() -> Any:
+        raise RuntimeError("Can't detect accelerator.")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current_accelerator)
+    assert current_type() is None
+    refuse_unsafe_fork()
+    with pytest.raises(DevicesError, match="is None"):
+        TorchAccelerator("xpu")

@@ -257,6 +257,19 @@ def test_a_script_without_a_main_guard_is_told_so_once(programs: Any) -> None:
     assert finished.err.count("Traceback") == 1
 
 
+def test_a_fabric_in_a_script_without_a_main_guard_is_told_so_too(programs: Any) -> None:
+    script = programs.write(
+        "from fabric_core import Fabric\ndef train(fabric):\n    pass\n"
+        "Fabric(strategy='ddp_spawn', accelerator='cpu', devices=2).launch(train)\n",
+        preamble=BEGINNING,
+    )
+    finished = programs.run(str(script), timeout=100)
+    assert finished.code == 1
+    assert finished.err.count('if __name__ == "__main__":') == 1
+    assert "notebook" not in finished.err
+    assert finished.err.strip().endswith("Or use the strategy 'ddp' or 'ddp_fork', which need none.")
+
+
 WAITING = """
 def wait():
     pid_written()

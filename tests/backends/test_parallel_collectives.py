@@ -302,7 +302,7 @@ class Slow:
         time.sleep(6)
         path.touch()
     def load(self, path, weights_only):
-        time.sleep(6 * rank)
+        time.sleep(4 * rank)
         return {"rank": rank}
 
 strategy = connected(timeout=3)
@@ -356,7 +356,7 @@ def test_a_disk_may_be_slower_than_a_collective(everything: list[dict[str, Any]]
         slow = found["slow"]
         assert slow["there"] is True
         assert slow["loaded"] == {"rank": rank}
-        assert min(slow["save"], slow["load"]) > 5.5
+        assert (slow["save"] > 5, slow["load"] > 3.5) == (True, True)
 
 
 def test_a_rank_that_does_not_come_to_a_barrier_is_named(everything: list[dict[str, Any]]) -> None:

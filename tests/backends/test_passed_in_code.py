@@ -32,7 +32,7 @@ class Mine(DDPStrategy):
 
 @pytest.mark.parametrize("strategy", [DDPStrategy(), DDPStrategy, Mine(), Mine])
 def test_a_strategy_in_code_has_the_launcher_of_its_name(strategy: Any) -> None:
-    plan = plan_of(strategy=strategy, plugins="script")
+    plan = plan_of(strategy=strategy)
     assert plan.launcher is not None
     assert plan.launcher.name == "script"
 
@@ -62,8 +62,17 @@ def test_an_environment_in_code_detects_the_size_of_the_job() -> None:
     assert (plan.processes_per_node, plan.num_nodes) == (3, 2)
 
 
-@pytest.mark.parametrize("name", ["ddp", "DDP", "ddp_spawn", "fabric_backends.strategies.ddp:DDPStrategy"])
-@pytest.mark.parametrize("strategy", [DDPStrategy(find_unused_parameters=True), Mine])
+PATH = "fabric_backends.strategies.ddp:DDPStrategy"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        *((DDPStrategy(find_unused_parameters=True), name) for name in ("ddp", "DDP", "ddp_spawn", PATH)),
+        (DDPStrategy, "ddp_fork"),
+        (Mine(), "ddp"),
+    ],
+)
 def test_a_strategy_in_code_agrees_with_its_names_on_the_command_line(strategy: Any, name: str) -> None:
     plan = plan_of(strategy=strategy, given=f'{{"strategy": "{name}"}}', plugins="script")
     assert issubclass(plan.strategy.spec.target, DDPStrategy)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ import pytest
 
 import fabric_core
 from fabric_core import Registry, hookspecs
+from fabric_core.targets import import_target
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -92,7 +93,22 @@ def test_the_hints_say_the_truth_about_what_is_installed_here() -> None:
             assert not offered.get(distribution), f"{distribution} offers parts by now"
         else:
             assert set(names) <= offered[distribution]
+    for distribution, names in known["planned"].items():
+        assert not set(names) & offered[distribution], f"{distribution} offers them by now"
     assert set(known["situations"].values()) <= set(known["install"])
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_every_part_that_we_offer_is_the_same_part_when_its_class_is_passed(distribution: str) -> None:
+    registry = Registry(environ={})
+    for offer in registry.offers():
+        if offer.distribution.replace("-", "_") == distribution:
+            cls = import_target(offer.spec.target, offer.full_name)
+            carried = vars(cls).get("spec")
+            assert type(carried) is type(offer.spec), (
+                f"{cls.__qualname__} carries no spec of a {offer.spec.kind}"
+            )
+            assert (carried.target, carried.options) == (offer.spec.target, {}), offer.full_name
 
 
 # -- what is imported when -------------------------------------------------------------------------------------------

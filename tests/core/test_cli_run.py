@@ -110,6 +110,25 @@ def test_our_options_are_taken_before_and_after_the_script_and_all_others_are_it
 
 
 @pytest.mark.parametrize(
+    ("args", "near"),
+    [
+        (["x.py", "--device=2"], {"--device": "--devices"}),
+        (["--strategey=s", "x.py"], {"--strategey": "--strategy"}),
+        (["x.py", "--num_node", "2", "-devices=2"], {"--num_node": "--num-nodes", "-devices": "--devices"}),
+        (["x.py", "--Precision=32"], {"--Precision": "--precision"}),
+        (["x.py", "--", "--device=2"], {}),
+        (["x.py", "device", "--num-workers=2", "--prediction=x", "--dev", "2", "-d", "--nodes"], {}),
+    ],
+)
+def test_a_near_miss_of_our_options_is_noticed_and_the_scripts_all_the_same(
+    args: list[str], near: dict[str, str]
+) -> None:
+    call = sort(*args)
+    assert call.near == near
+    assert set(near) <= {word.partition("=")[0] for word in call.args}
+
+
+@pytest.mark.parametrize(
     ("args", "target", "is_module", "theirs"),
     [
         (["-m", "package.module", "a"], "package.module", True, ["a"]),
@@ -229,6 +248,33 @@ def test_a_strategy_may_be_a_class_beside_the_script(fabric: Run, tmp_path: Path
     (tmp_path / "deep" / "show.py").write_text(SHOW)
     ranks = shown(fabric("run", "deep/show.py", "--strategy=mine:Mine", "--devices=2", "--accelerator=cpu"))
     assert [given(one)["strategy"] for one in ranks] == ["mine:Mine"] * 2
+
+
+def test_a_near_miss_is_told_in_one_line(fabric: Run) -> None:
+    ended = fabric("run", "show.py", "--device=2", "--", "--strategey=s")
+    assert shown(ended)[0]["argv"] == ["--device=2", "--strategey=s"]
+    assert ended.stderr == (
+        "fabric run: '--device' is not an option of ours and goes to the script; did you mean '--devices'?\n"
+    )
+
+
+READ = "import os, sys; print(os.environ['RANK'], os.read(0, 99), flush=True)"
+
+
+def test_only_rank_0_reads_the_standard_input(fabric: Run, tmp_path: Path) -> None:
+    (tmp_path / "read.py").write_text(READ)
+    ended = fabric("run", "read.py", "--devices=2", "--accelerator=cpu", stdin="hello")
+    assert sorted(ended.stdout.splitlines()) == ["0 b'hello'", "1 b''"], ended.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a descriptor in a shell")
+def test_a_closed_standard_input_is_an_empty_one(clean_environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "read.py").write_text(READ)
+    command = f"{Path(sys.executable).with_name('fabric')} run read.py --devices=2 --accelerator=cpu <&-"
+    ended = subprocess.run(
+        ["sh", "-c", command], env=clean_environ, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert sorted(ended.stdout.splitlines()) == ["0 b''", "1 b''"], ended.stderr
 
 
 # -- jobs of several nodes, and jobs that others have started -----------------------------------------------------

@@ -190,6 +190,13 @@ def test_what_is_no_loader_is_refused_by_its_type_with_advice(thing: Any) -> Non
         wrap(thing)
 
 
+@pytest.mark.parametrize("several", [list, tuple])
+def test_loaders_in_a_list_are_answered_with_how_to_pass_them(several: Any) -> None:
+    loader = DataLoader(TensorDataset(torch.ones(3)))
+    with pytest.raises(WrongTypeError, match=rf"got a {several.__name__} of.*setup_dataloaders\(\*loaders\)"):
+        wrap(several([loader, loader]))
+
+
 def test_an_iterable_dataset_warns_when_it_would_be_duplicated() -> None:
     with pytest.warns(UserWarning, match="all the data"):
         assert flat(wrap(DataLoader(Stream(3)), num_replicas=2)) == [0, 1, 2]

@@ -118,6 +118,7 @@ def test_what_the_code_leaves_open_is_taken_from_the_command_line(
         ("strategy", Spread, "Spread"),
         ("accelerator", "chip", "tpu"),
         ("accelerator", Card(), "card"),
+        ("accelerator", Card(), "chip"),
         ("precision", 16, "16-mixed"),
         ("precision", "16", "16-MIXED"),
         ("precision", 32, "32-true"),
@@ -143,10 +144,10 @@ def test_what_both_say_alike_is_no_contradiction_and_the_code_is_kept(
     [
         ("strategy", "spread", "single_device"),
         ("strategy", Unnamed(), "spread"),
-        ("strategy", Unnamed, "unnamed"),
+        ("strategy", Unnamed, "spread"),
         ("strategy", f"{__name__}:Spread", "spread"),
         ("accelerator", "cpu", "card"),
-        ("accelerator", Card(), "chip"),
+        ("accelerator", Card(), "cpu"),
         ("precision", 32, "16"),
         ("precision", Half(), "32"),
         ("devices", 2, "3"),
@@ -170,6 +171,7 @@ def test_a_contradiction_names_both_sides(registry: Registry, name: str, code: A
     [
         ("strategy", "spraed", "spread", UnknownPluginError),
         ("strategy", "spread", "spraed", UnknownPluginError),
+        ("strategy", Unnamed, "unnamed", UnknownPluginError),
         ("devices", "two", "2", DevicesError),
         ("devices", 2, "two", DevicesError),
     ],
@@ -178,7 +180,7 @@ def test_a_contradiction_names_both_sides(registry: Registry, name: str, code: A
 def test_nonsense_on_either_side_is_named_as_such(
     registry: Registry, name: str, code: Any, given: Any, error: type[FabricError]
 ) -> None:
-    with pytest.raises(error, match="spraed|two"):
+    with pytest.raises(error, match="spraed|two|unnamed"):
         request_of(registry, {name: given}, **{name: code})
 
 
@@ -290,3 +292,13 @@ def test_a_prompt_is_where_there_is_no_script_to_start_again(
     else:
         monkeypatch.delattr(sys, "ps1", raising=False)
     assert is_interactive() is expected
+
+
+def test_a_spawned_process_that_imports_the_script_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    import multiprocessing
+    import sys
+
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    assert is_interactive()
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    assert not is_interactive()

@@ -754,6 +754,18 @@ def test_a_detection_that_fails_or_answers_garbage_is_a_warning(shelf: Shelf, an
         shelf.plan(plugins=("sick",))
 
 
+def test_a_job_that_nobody_recognises_is_a_warning_that_names_the_ways_out(shelf: Shelf) -> None:
+    by_hand = {"RANK": "0", "WORLD_SIZE": "2"}
+    (warning,) = shelf.plan(by_hand).warnings
+    assert warning.startswith("WORLD_SIZE=2 is set, but no cluster environment recognises the job")
+    assert all(way in warning for way in ("'fabric run'", "torchrun", "plugins="))
+    for alone in ("1", "", "two", "-2"):
+        assert shelf.plan({"WORLD_SIZE": alone}).warnings == ()
+    shelf.put("x", cluster("named", "A", 1, 1))
+    assert shelf.plan(by_hand | {"A": ""}).warnings == ()
+    assert shelf.plan(by_hand, plugins=("named",)).warnings == ()
+
+
 def test_nobody_else_can_stand_in_for_the_parts_that_the_core_needs(shelf: Shelf) -> None:
     shelf.put(
         "thief",

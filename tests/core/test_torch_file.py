@@ -295,7 +295,7 @@ def where(evil: Evil) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("position", where(Evil(print)))
-@pytest.mark.parametrize("form", ["zip", "old", "bare pickle"])
+@pytest.mark.parametrize("form", ["zip", "old", "bare pickle", "newer bare pickle", "text pickle"])
 def test_a_malicious_file_is_refused_and_nothing_is_executed(
     path: Path, tmp_path: Path, position: str, form: str
 ) -> None:
@@ -316,11 +316,91 @@ def test_a_malicious_file_is_refused_and_nothing_is_executed(
         elif form == "old":
             torch.save(content, path, _use_new_zipfile_serialization=False)
         else:
-            path.write_bytes(pickle.dumps(content, protocol=2))
-        with pytest.raises(UnsafeCheckpointError, match=r"can execute code.*weights_only=False"):
+            protocols = {"bare pickle": 2, "newer bare pickle": None, "text pickle": 0}
+            path.write_bytes(pickle.dumps(content, protocol=protocols[form]))
+        with pytest.raises(UnsafeCheckpointError, match=r"can execute code.*weights_only=False") as caught:
             FILE.load(path)
+        assert "file an issue" not in str(caught.value)
         assert not marker.exists()
     assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_plain_pickle_is_refused_by_the_names_that_it_asks_for(path: Path, protocol: int) -> None:
+    path.write_bytes(pickle.dumps([Evil(os.system, "true"), Evil(os.system, "true")], protocol=protocol))
+    with pytest.raises(UnsafeCheckpointError, match=r"plain pickle.* asks for posix\.system\. "):
+        FILE.load(path)
+    path.write_bytes(pickle.dumps({"a": 1}, protocol=protocol))
+    with pytest.raises(CheckpointError, match="Unsupported operand") as caught:
+        FILE.load(path)
+    assert "file an issue" not in str(caught.value)
+
+
+ARRAYS = [
+    np.ones(2),
+    np.arange(6).reshape(2, 3).T,
+    np.array(["a", "bc"]),
+    np.array(True),
+    np.zeros((0, 3), dtype="complex64"),
+    np.asfortranarray(np.eye(2, dtype="f4")),
+    np.array(["2026-01-02"], dtype="M8[ns]"),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}")
+def test_arrays_of_numbers_and_texts_come_back_by_default(path: Path, array: Any) -> None:
+    FILE.save(path, {"a": array, "b": np.float64(3)})
+    loaded = FILE.load(path)
+    assert np.array_equal(loaded["a"], array)
+    assert (loaded["a"].dtype, loaded["a"].shape, loaded["b"]) == (array.dtype, array.shape, 3.0)
+
+
+def test_a_user_who_allows_arrays_as_a_whole_reads_them_too(path: Path) -> None:
+    FILE.save(path, {"a": np.ones(2), "b": np.float64(3)})
+    with torch.serialization.safe_globals([np.ndarray, np._core.multiarray._reconstruct]):
+        loaded = FILE.load(path)
+    assert (loaded["a"].tolist(), loaded["b"]) == ([1.0, 1.0], 3.0)
+
+
+class Pointers:
+    """An array of objects that was given bytes in their place, behind a dtype that is told to take them."""
+
+    def __init__(self, *dtype: Any) -> None:
+        self.dtype = dtype
+
+    def __reduce__(self) -> Any:
+        state = (1, (1,), Evil(np.dtype, *self.dtype), False, b"A" * 8)
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+
+
+def test_arrays_of_objects_are_refused_and_nothing_is_executed(path: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    evil = Evil(os.system, f"touch {marker}")
+    contents: list[Any] = [
+        np.array([evil, 1], dtype=object),
+        np.array([(evil, 1)], dtype=[("a", object), ("b", int)]),
+        Evil(np.dtype, [("a", evil)]),
+        Pointers("O"),
+        Pointers([("a", "O")]),
+        Evil(np.ndarray, (1,), "O", b"A" * 8),
+        Evil(np.ndarray, (1,), [("a", "O")], b"A" * 8),
+        Evil(np._core.multiarray._reconstruct, np.dtype, (1,), b"O"),
+    ]
+    for content in contents:
+        torch.save({"a": content}, path)
+        with pytest.raises(CheckpointError):
+            FILE.load(path)
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("dtype", ["O", [("a", "i8")]], ids=["objects", "records"])
+def test_arrays_that_will_not_be_read_are_warned_about_when_they_are_written(path: Path, dtype: Any) -> None:
+    content = {"weights": torch.ones(2), "numbers": np.ones(2), "a": np.zeros(2, dtype=dtype)}
+    with pytest.warns(UserWarning, match="NumPy arrays of objects or records"):
+        FILE.save(path, content)
+    with pytest.raises(UnsafeCheckpointError, match="NumPy arrays of objects or records"):
+        FILE.load(path)
+    assert len(FILE.load(path, weights_only=False)["a"]) == 2
 
 
 def test_the_refusal_says_which_types_are_not_allowed(path: Path) -> None:
@@ -410,6 +490,7 @@ def test_a_place_that_cannot_be_written_to_is_an_error_of_ours(tmp_path: Path) -
     file = tmp_path / "file"
     file.write_text("text")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for path, words in (
         (file / "x.ckpt", "file"),  # below a file, where not even root can write
         (file / "deeper" / "x.ckpt", "file"),
@@ -417,12 +498,12 @@ def test_a_place_that_cannot_be_written_to_is_an_error_of_ours(tmp_path: Path) -
         (Path("/sys/x.ckpt"), "sys"),
         (tmp_path / "folder", "that is a directory. Name a file"),
         (tmp_path / ("x" * 300), "too long"),
-        (Path("/dev/null"), "no regular file"),
+        (tmp_path / "pipe", "no regular file"),
     ):
         with pytest.raises(CheckpointError, match=rf"(?s)Cannot write a checkpoint to .*{words}"):
             FILE.save(path, state())
     assert file.read_text() == "text"
-    assert not Path("/dev/null").is_file()
+    assert not (tmp_path / "pipe").is_file()
 
 
 @pytest.fixture

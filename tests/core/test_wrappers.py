@@ -590,6 +590,20 @@ def test_a_marked_method_that_fails_leaves_forward_as_it_was(wrapping: Fabric) -
     assert torch.equal(wrapped(ONES), ONES + 1)
 
 
+def test_a_strategy_that_fails_before_a_marked_method_runs_leaves_forward_as_it_was(wrapping: Fabric) -> None:
+    def failing(inputs: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    model = Net()
+    wrapped = wrapping.setup(model)
+    wrapped.mark_forward_method("past_it")
+    wrapped._fabric_forward_module.forward = failing
+    with pytest.raises(ZeroDivisionError):
+        wrapped.past_it(ONES)
+    assert "forward" not in vars(model)
+    assert torch.equal(model(ONES), model.layer(ONES))
+
+
 def test_a_marked_method_may_call_forward_itself(wrapping: Fabric) -> None:
     wrapped = wrapping.setup(Net())
     wrapped.mark_forward_method("through_call")
@@ -783,6 +797,23 @@ def test_copies_and_pickles_are_plain_objects(wrapping: Fabric) -> None:
     assert type(torch.load(buffer, weights_only=False)) is nn.Linear
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_script_of_a_set_up_model_is_one_of_the_users_model(fabric: Fabric) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    wrapped = fabric.setup(model)
+    scripted = torch.jit.script(wrapped)
+    x = torch.ones(1, 2)
+    assert torch.equal(scripted(x), model(x))
+    assert list(scripted.state_dict()) == list(model.state_dict())
+
+
+def test_a_set_up_model_cannot_change_its_class_and_says_when_it_could(fabric: Fabric) -> None:
+    with pytest.raises(SetupError, match=r"class of this Linear cannot be changed.* before fabric\.setup"):
+        nn.utils.parametrizations.weight_norm(fabric.setup(nn.Linear(2, 2)))
+    again = fabric.setup(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    assert again(torch.ones(1, 2)).shape == (1, 2)
+
+
 def test_a_model_that_refers_to_itself_can_be_pickled(fabric: Fabric) -> None:
     wrapped = fabric.setup(nn.Linear(1, 1))
     vars(wrapped)["me"] = wrapped
@@ -869,6 +900,19 @@ def test_parameter_groups_are_one_and_the_same_on_both_faces(fabric: Fabric) -> 
     assert optimizer.state is raw.state
     assert optimizer.state[model.weight]["momentum_buffer"] is raw.state[model.weight]["momentum_buffer"]
     assert optimizer.defaults["momentum"] == 0.9
+
+
+def test_what_pytorch_does_when_a_state_is_set_goes_to_the_users_optimizer(fabric: Fabric) -> None:
+    _, optimizer, raw = trained(fabric)
+    told: list[Any] = []
+    optimizer.register_load_state_dict_pre_hook(lambda which, _: told.append(which))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert told == [raw]
+    step = type(optimizer).step
+    optimizer.__setstate__({"mine": 1})
+    assert type(optimizer).step is step
+    assert raw.mine == 1
+    optimizer.step()
 
 
 def test_the_state_of_an_optimizer_goes_there_and_back(fabric: Fabric) -> None:

@@ -142,7 +142,11 @@ def test_the_rank_that_failed_first_is_blamed_and_not_the_one_that_waited(
 ) -> None:
     program = PROGRAM.with_name("divided.py")
     done = subprocess.run(
-        [sys.executable, str(program), strategy], capture_output=True, text=True, timeout=60, env=clean_environ
+        [sys.executable, str(program), strategy],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environ,
     )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "ValueError: this is the cause"

@@ -107,8 +107,19 @@ def replace_deprecated(code: dict[str, Any], deprecated: Mapping[str, Any]) -> N
 
 def is_interactive() -> bool:
     """Whether there is no script that could be started again: a notebook, a prompt, ``python -c``."""
+    if _is_importing_main():
+        return False
     main = sys.modules.get("__main__")
     return hasattr(sys, "ps1") or getattr(main, "__file__", None) is None
+
+
+def _is_importing_main() -> bool:
+    """Whether ``multiprocessing`` has just started this process, and imports the script of its parent.
+
+    There is a script then, though ``__main__`` does not know it yet. Launchers say what is wrong with it.
+    """
+    processes = sys.modules.get("multiprocessing.process")  # imported in every process that it has started
+    return processes is not None and getattr(processes.current_process(), "_inheriting", False)
 
 
 def _agreed(name: str, code: Any, given: Any, registry: Registry) -> Any:
@@ -149,11 +160,11 @@ def _is_asked_for(kind: str, part: Any, asked: str, registry: Registry) -> bool:
     A preset with options of its own is another part: the one in the code may have been made with others.
     """
     cls = part if isinstance(part, type) else type(part)
-    paths = {f"{base.__module__}:{base.__qualname__}" for base in cls.__mro__}
+    path = f"{cls.__module__}:{cls.__qualname__}"
     if asked.lower() == AUTO or not is_name(asked):
-        return asked in paths
+        return asked == path
     spec = getattr(cls, "spec", None)
     if spec is not None and asked.lower() in spec.names:
         return True
     specs = [offer.spec for offer in registry.named(kind, asked)]
-    return all(spec.target_name in paths and not spec.options for spec in specs)
+    return all(spec.target_name == path and not spec.options for spec in specs)

@@ -56,6 +56,11 @@ def run(call: Call) -> None:
     there already, and the script runs in place.
     """
     words.check_target(call)
+    for theirs, meant in call.near.items():
+        click.echo(
+            f"fabric run: {theirs!r} is not an option of ours and goes to the script; did you mean {meant!r}?",
+            err=True,
+        )
     flags = given(call.flags)
     registry = default_registry()
     started_by = _started_by(registry)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -28,6 +29,7 @@ class Call:
         is_module: Whether it is the latter.
         args: The script's arguments, in their order.
         early: Those of them that stood before the script.
+        near: Options among the script's that are nearly ours, and the option that may have been meant.
     """
 
     flags: Mapping[str, str]
@@ -35,6 +37,7 @@ class Call:
     is_module: bool
     args: tuple[str, ...]
     early: tuple[str, ...] = ()
+    near: Mapping[str, str] = field(default_factory=dict)
 
 
 def sort(args: Iterable[str], names: Iterable[str], ctx: click.Context) -> Call:
@@ -52,6 +55,7 @@ def sort(args: Iterable[str], names: Iterable[str], ctx: click.Context) -> Call:
     ours = {spelling: name for name in names for spelling in (f"--{name}", option_name(name))}
     flags: dict[str, str] = {}
     theirs: list[str] = []
+    near: dict[str, str] = {}
     target, is_module, early = "", False, 0
     while left:
         word = left.popleft()
@@ -64,6 +68,7 @@ def sort(args: Iterable[str], names: Iterable[str], ctx: click.Context) -> Call:
             break
         elif target:
             theirs.append(word)
+            near |= _near_miss(name, names)
         elif word in ctx.help_option_names:
             click.echo(ctx.get_help())
             ctx.exit()
@@ -71,11 +76,21 @@ def sort(args: Iterable[str], names: Iterable[str], ctx: click.Context) -> Call:
             target, is_module, early = _take_target(left, ctx), True, len(theirs)
         elif word.startswith("-"):
             theirs.append(word)
+            near |= _near_miss(name, names)
         elif word != NOISE or not _script_follows(left, ours):
             target, early = word, len(theirs)
     if not target:
         raise click.UsageError("Which script? Give its path, or -m and the name of a module.", ctx)
-    return Call(flags, target, is_module, tuple(theirs), tuple(theirs[:early]))
+    return Call(flags, target, is_module, tuple(theirs), tuple(theirs[:early]), near)
+
+
+def _near_miss(word: str, names: Iterable[str]) -> dict[str, str]:
+    """An option that is hardly more than a letter away from one of ours, and that one."""
+    if not word.startswith("-"):
+        return {}
+    known = {name.replace("_", "-"): option_name(name) for name in names}
+    near = difflib.get_close_matches(word.lstrip("-").lower().replace("_", "-"), known, n=1, cutoff=0.85)
+    return {word: known[near[0]]} if near else {}
 
 
 def _value(left: deque[str], name: str, ours: Mapping[str, str], ctx: click.Context) -> str:

@@ -208,6 +208,11 @@ def wrap_loader(
         WrongTypeError: It is no ``DataLoader``.
         ConfigurationError: Its data cannot be split.
     """
+    if isinstance(loader, list | tuple) and any(isinstance(each, DataLoader) for each in loader):
+        raise WrongTypeError(
+            f"setup_dataloaders takes each loader as an argument of its own, but got a {type(loader).__qualname__} of "
+            "them. Write: setup_dataloaders(*loaders)."
+        )
     if not isinstance(loader, DataLoader):
         raise WrongTypeError(
             f"setup_dataloaders takes torch.utils.data.DataLoader objects, but got a {type(loader).__qualname__}. "

@@ -10,8 +10,8 @@ import glob
 import os
 import pathlib
 import pickle
+import re
 import secrets
-import sys
 import threading
 import time
 import types
@@ -27,13 +27,15 @@ import torch
 from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.errors import CheckpointError, UnsafeCheckpointError
 from fabric_core.hooks import TORCH_FILE
+from fabric_core.parts import numpy_pickle
+from fabric_core.parts.bare_pickle import globals_of
 
 METADATA_TYPES: tuple[Any, ...] = (
     *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
     *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
     *(argparse.Namespace, types.SimpleNamespace),
-    *(decimal.Decimal, uuid.UUID, frozenset, range),
+    *(decimal.Decimal, uuid.UUID, frozenset, range, bytes),
 )
 """Harmless types, beyond tensors and containers, that people put beside their weights."""
 
@@ -76,7 +78,8 @@ class TorchFile(CheckpointIO):
             raise CheckpointError(f"There is no checkpoint at {str(path)!r}: {_what_is_there(path)}.")
         try:
             _check_sums(path)
-            with _allowances():
+            with _allowances(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
                 checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only)
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from error
@@ -159,29 +162,33 @@ def _allowances() -> Iterator[None]:
     """
     with _one_at_a_time:
         allowed = set(torch.serialization.get_safe_globals())
-        named = ((known, f"{home}.{known.__name__}") for known, *homes in _known() for home in homes)
-        with torch.serialization.safe_globals([each for each in named if each not in allowed]):
+        names = {
+            each[1] if isinstance(each, tuple) else f"{each.__module__}.{each.__name__}" for each in allowed
+        }
+        ours = [*_known(), *numpy_pickle.allowed(arrays="numpy.ndarray" not in names)]
+        with torch.serialization.safe_globals([each for each in ours if each not in allowed]):
             yield
 
 
-def _known() -> Iterator[tuple[Any, ...]]:
-    """What is allowed, each with the modules in which the versions of Python and NumPy have it."""
+def _known() -> Iterator[tuple[Any, str]]:
+    """What is allowed, by its name in the versions of Python."""
     for kind in METADATA_TYPES:
         moved = ("pathlib", "pathlib._local") if kind.__module__.startswith("pathlib") else (kind.__module__,)
-        yield kind, *moved
-    numpy = sys.modules.get("numpy")  # PyTorch has imported it where it is installed
-    if numpy is None:
-        return
-    multiarray = sys.modules.get("numpy._core.multiarray") or sys.modules["numpy.core.multiarray"]
-    yield multiarray.scalar, "numpy._core.multiarray", "numpy.core.multiarray"
-    yield numpy.dtype, "numpy"
-    for code in "?bBhHiIlLqQefdFDSU":
-        yield type(numpy.dtype(code)), "numpy.dtypes"
+        for home in moved:
+            yield kind, f"{home}.{kind.__name__}"
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
     """Tell a file that asks for more than is allowed from one that is garbage."""
     if not any(words in str(error) for words in REFUSALS):
+        asked = None if zipfile.is_zipfile(path) else globals_of(path)
+        if asked:
+            return UnsafeCheckpointError(
+                f"The checkpoint {str(path)!r} was not loaded, because it is a plain pickle, not a file of torch.save, "
+                f"and asks for {', '.join(asked)}. Loading that can execute code. If you trust whoever wrote the file, "
+                "read it with pickle.load() and save it anew with fabric.save(); weights_only=False would execute it "
+                "too, but find no checkpoint."
+            )
         return CheckpointError(
             f"The checkpoint {str(path)!r} cannot be read; it is damaged or no checkpoint at all ({_last_line(error)})."
         )
@@ -197,9 +204,18 @@ def _what_it_needs(path: Path) -> str:
     """The types in a file that are not allowed; empty when there are none, or when they cannot be told."""
     try:
         with _allowances():
-            return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return ", ".join(names) or _arrays_that_stay_out(path)
     except Exception:
         return ""
+
+
+def _arrays_that_stay_out(path: Path) -> str:
+    """All that PyTorch lists is allowed; it does not look into the dtypes of arrays, which are texts."""
+    with zipfile.ZipFile(path) as archive:
+        pickled = next(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+    found = b"cnumpy\ndtype\n" in pickled and re.search(rb"X.\0\0\0[OV]\d", pickled, re.DOTALL)
+    return "NumPy arrays of objects or records" if found else ""
 
 
 def _what_is_there(path: Path) -> str:
@@ -220,4 +236,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if "rror" in line), _first_line(error))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    asks = next((number for number, line in enumerate(lines) if "file an issue" in line), None)
+    if asks is not None and asks + 1 < len(lines):  # PyTorch wants to hear of it, and then says what it is
+        return lines[asks + 1]
+    return next((line for line in lines if "rror" in line), _first_line(error))

@@ -16,6 +16,9 @@ def install_hint(name: str) -> str:
     for distribution, names in known["install"].items():
         if name.lower() in names:
             return _sentence(distribution, distribution in known["not_yet"])
+    for distribution, names in known["planned"].items():
+        if name.lower() in names:
+            return _sentence(distribution, not_yet=True)
     return ""
 
 

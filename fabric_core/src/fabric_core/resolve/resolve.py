@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -59,6 +60,8 @@ def resolve(request: Request, registry: Registry) -> Plan:
         num_nodes,
         registry,
     )
+    if detected is None and "cluster environment" not in plugins:
+        warnings += _not_joined(request.environ)
     warnings += check_strategy(strategy, device_spec, len(devices), num_nodes)
     per_process = cast(StrategySpec, strategy.spec).processes == "per_device"
     processes = (len(devices) if per_process else 1) * num_nodes
@@ -137,6 +140,19 @@ def _check_started(detected: Detection | None, environment: Choice, wanted: int,
         f"devices={request.devices!r} means {wanted} process(es) on this node, but the cluster environment "
         f"{environment.name!r} has started {started}. {advice}"
     )
+
+
+def _not_joined(environ: Mapping[str, str]) -> list[str]:
+    """What to say when the environment speaks of a job that nobody here knows how to join."""
+    world_size = environ.get("WORLD_SIZE", "")
+    if not (world_size.isascii() and world_size.isdigit() and int(world_size) > 1):
+        return []
+    sentence = (
+        f"WORLD_SIZE={world_size} is set, but no cluster environment recognises the job, so this process does not join "
+        "the others. Start them with 'fabric run' or torchrun, name a cluster environment in plugins=[...], or remove "
+        "the variable."
+    )
+    return [sentence]
 
 
 def _checkpoint_io(plugins: dict[str, Any], registry: Registry) -> Choice:

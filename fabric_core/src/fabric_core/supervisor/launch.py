@@ -120,6 +120,7 @@ def run_ranks(
     _check_numbers(num_processes, node_rank, num_nodes, main_port)
     command.check()
     grace = grace_seconds(grace)
+    _open_standard_streams()
     port = main_port if main_port is not None or num_nodes == 1 else DEFAULT_MAIN_PORT
     listener = _listener(main_address, port, num_nodes) if node_rank == 0 else None
     port = port if listener is None else listener.getsockname()[1]
@@ -149,18 +150,32 @@ def run_ranks(
 def _start(
     argv: list[str], environments: list[dict[str, str]], listener: socket.socket | None
 ) -> Iterator[tuple[int, Child]]:
-    """Start one process per environment; the first gets the listening socket, which is then closed here."""
+    """Start one process per environment; the first gets the listening socket, which is then closed here.
+
+    The first alone reads the standard input too: what is typed or piped in would go to whoever asks first.
+    """
     fds: tuple[int, ...] = ()
     if listener is not None and os.name == "posix":
         fds = (listener.fileno(),)
         environments[0][LISTEN_FD] = str(listener.fileno())
     try:
         for environment in environments:
-            yield int(environment["RANK"]), subprocess.Popen(argv, env=environment, pass_fds=fds)
+            stdin = None if environment is environments[0] else subprocess.DEVNULL
+            yield (
+                int(environment["RANK"]),
+                subprocess.Popen(argv, env=environment, pass_fds=fds, stdin=stdin),
+            )
             fds = ()
     finally:
         if listener is not None:
             listener.close()
+
+
+def _open_standard_streams() -> None:
+    """Put the null device where a standard stream was closed (``<&-``): the next socket would take its place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _listener(address: str, port: int | None, num_nodes: int) -> socket.socket | None:

@@ -62,8 +62,8 @@ class State(Life):
             What of the checkpoint ``state`` did not ask for.
 
         Raises:
-            CheckpointError: There is none, or it is damaged.
-            CheckpointKeyError: It lacks something.
+            CheckpointError: There is none, it is damaged, or it does not fit: other shapes, other parameters.
+            CheckpointKeyError: It lacks a key; nothing has been restored then.
             UnsafeCheckpointError: It holds more than ``weights_only`` allows.
         """
         self._require_launched("load")

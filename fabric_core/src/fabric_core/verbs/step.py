@@ -145,7 +145,8 @@ class Step(Reporting):
         synchronised, clipped, applied (``optimizer.step``) and dropped (``optimizer.zero_grad``) only with the last
         of them. The last batch of the loader that is being looped over (one that was set up) ends a window early;
         the losses are then divided by the number that there really are. A window that is not full when its loop is
-        left before the end goes on in the next loop.
+        left before the end goes on in the next loop. A micro-batch that fails, or in which ``backward`` is not called,
+        does not count.
 
         Example:
             >>> for batch in loader:
@@ -162,6 +163,11 @@ class Step(Reporting):
 
         Yields:
             The window; its ``is_full`` tells whether optimizers step in this micro-batch.
+
+        Raises:
+            ConfigurationError: ``every`` is no whole number from 1.
+            WrongTypeError: A model is not set up.
+            SetupError: A window inside of itself; or, from ``optimizer.step``, a closure, or no `backward` before it.
         """
         models = [model] if isinstance(model, nn.Module) else list(model)
         with (

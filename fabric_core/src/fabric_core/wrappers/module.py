@@ -116,7 +116,18 @@ class FabricModule(_Base):
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":
+            users = type(self._fabric_original).__name__
+            raise SetupError(
+                f"The class of this {users} cannot be changed, as parametrizations do, because it was set up. Do it "
+                "before fabric.setup(model, ...), so that the optimizer knows the new parameters, too."
+            )
         setattr(self._fabric_original, name, value)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Asked by ``torch.jit.script``, which compiles the user's model: its class, unlike ours, is plain code."""
+        theirs = getattr(self._fabric_original, "__prepare_scriptable__", None)
+        return self._fabric_original if theirs is None else theirs()
 
     def __delattr__(self, name: str) -> None:
         delattr(self._fabric_original, name)
