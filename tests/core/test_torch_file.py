@@ -344,6 +344,7 @@ ARRAYS = [
     np.zeros((0, 3), dtype="complex64"),
     np.asfortranarray(np.eye(2, dtype="f4")),
     np.array(["2026-01-02"], dtype="M8[ns]"),
+    np.arange(3, dtype=">i4"),
 ]
 
 
@@ -353,6 +354,33 @@ def test_arrays_of_numbers_and_texts_come_back_by_default(path: Path, array: Any
     loaded = FILE.load(path)
     assert np.array_equal(loaded["a"], array)
     assert (loaded["a"].dtype, loaded["a"].shape, loaded["b"]) == (array.dtype, array.shape, 3.0)
+
+
+def test_arrays_come_back_wherever_they_are(path: Path) -> None:
+    ones = np.ones(2)
+    FILE.save(path, {"a": [{"b": (1, ones)}], "c": argparse.Namespace(d=ones), "e": OrderedDict(f=ones)})
+    loaded = FILE.load(path)
+    for found in (loaded["a"][0]["b"][1], loaded["c"].d, loaded["e"]["f"]):
+        assert type(found) is np.ndarray
+        assert found.tolist() == [1.0, 1.0]
+
+
+class FlaggedDtype:
+    """Pickles as a float64 that claims to hold references to objects."""
+
+    def __reduce__(self) -> Any:
+        return np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 63)
+
+
+class FlaggedArray:
+    def __reduce__(self) -> Any:
+        state = (1, (1,), FlaggedDtype(), False, b"A" * 8)
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+
+
+def test_the_flags_that_a_file_gives_a_dtype_are_not_believed(path: Path) -> None:
+    torch.save({"a": FlaggedArray()}, path)
+    assert FILE.load(path)["a"].dtype.flags == np.dtype("f8").flags
 
 
 def test_a_user_who_allows_arrays_as_a_whole_reads_them_too(path: Path) -> None:

@@ -1,49 +1,118 @@
-"""NumPy's numbers, texts and arrays in a pickle, read without trust."""
+"""NumPy's numbers, texts and arrays in a pickle, read without trust.
+
+[Note: arrays without trust] Neither ``numpy.ndarray`` nor ``numpy.dtype`` can be had while a file is read: called as
+``ndarray((1,), "O", buffer)``, or given a state with flags of its choice, NumPy takes bytes of the file for pointers to
+objects. What stands for them here only takes notes. Of these, the true arrays are made from the text of a dtype and
+from bytes, and put in their place by `resolved`.
+"""
 
 from __future__ import annotations
 
 import pickle
+import re
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
+_DTYPE = re.compile(r"[biufcSUmM]\d+")
+"""Numbers, texts and dates of a fixed size: what needs no objects."""
 
-class _ArrayClass:
-    """Stands for ``numpy.ndarray`` in a pickle, where it is an argument.
 
-    [Note: arrays without trust] Were the class itself to be had, a file could call it as ``ndarray((1,), "O", bytes)``,
-    and NumPy would take the bytes for pointers to objects. ``ndarray.__setstate__`` does not.
-    """
+class _Dtype:
+    """Stands for ``numpy.dtype``."""
 
-    def __new__(cls, *_: Any) -> Any:
+    def __init__(self, text: Any, *_: Any) -> None:
+        if not (isinstance(text, str) and _DTYPE.fullmatch(text)):
+            raise pickle.UnpicklingError(f"the dtype {text!r} is not allowlisted")
+        self._text, self._order = text, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, subdtype, names, fields, *rest = state
+        if (subdtype, names, fields) != (None, None, None):
+            raise pickle.UnpicklingError("a dtype with fields is not allowlisted")
+        self._order = order if order in ("<", ">") else "="
+        if self._text[0] in "mM" and len(rest) > 3:
+            unit, number = rest[3][1][:2]
+            unit = unit.decode("ascii") if isinstance(unit, bytes) else str(unit)
+            self._text = f"{self._text}[{int(number)}{unit if unit.isalpha() else ''}]"
+
+    def real(self) -> Any:
+        """The true dtype."""
+        dtype = sys.modules["numpy"].dtype(self._text)
+        return dtype if self._order == "=" else dtype.newbyteorder(self._order)
+
+
+class _Array:
+    """Stands for an array, and for its class where that is an argument."""
+
+    value: Any = None
+
+    def __init__(self, *_: Any) -> None:
         raise pickle.UnpicklingError("numpy.ndarray is not allowlisted to be called")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, by_columns, content = state
+        if not (isinstance(dtype, _Dtype) and isinstance(content, bytes)):
+            raise pickle.UnpicklingError(
+                "an array of anything but plain numbers and texts is not allowlisted"
+            )
+        numpy, order = sys.modules["numpy"], "F" if by_columns else "C"
+        flat = numpy.frombuffer(bytearray(content), dtype.real()) if content else numpy.zeros(0, dtype.real())
+        self.value = flat.reshape(shape, order=order)
 
 
 def _new_array(kind: Any, *_: Any) -> Any:
-    """``numpy._core.multiarray._reconstruct``: an empty array, of which ``__setstate__`` makes the true one."""
-    if kind is not _ArrayClass:
+    """``numpy._core.multiarray._reconstruct``."""
+    if kind is not _Array:
         raise pickle.UnpicklingError(f"{kind!r} is not allowlisted as a class of arrays")
-    return sys.modules["numpy"].ndarray((0,), "b")
+    return object.__new__(_Array)
+
+
+def _number(dtype: Any, content: Any) -> Any:
+    """``numpy._core.multiarray.scalar``."""
+    if not (isinstance(dtype, _Dtype) and isinstance(content, bytes)):
+        raise pickle.UnpicklingError(
+            "a NumPy scalar of anything but plain numbers and texts is not allowlisted"
+        )
+    return sys.modules["numpy"].frombuffer(content, dtype.real())[0]
 
 
 def allowed(arrays: bool) -> Iterator[tuple[Any, str]]:
     """What may be brought back, with its name in a pickle. Arrays of objects and of records may not.
 
     Args:
-        arrays: Whether arrays are ours to allow. No, where the user has allowed ``numpy.ndarray`` as a whole.
+        arrays: Whether arrays are ours to allow. No, where the user has allowed ``numpy.ndarray`` as a whole: then
+            the user's trust in NumPy's own classes holds for their dtypes as well.
     """
     numpy = sys.modules.get("numpy")  # PyTorch has imported it where it is installed
     if numpy is None:
         return
     multiarray = sys.modules.get("numpy._core.multiarray") or sys.modules["numpy.core.multiarray"]
     for home in ("numpy._core.multiarray", "numpy.core.multiarray"):  # the version that has written the file
-        yield multiarray.scalar, f"{home}.scalar"
+        yield _number if arrays else multiarray.scalar, f"{home}.scalar"
         if arrays:
             yield _new_array, f"{home}._reconstruct"
     if arrays:
-        yield _ArrayClass, "numpy.ndarray"
-        yield numpy.ndarray, "array"  # may get a state; no pickle can call it by a name that has no dot
-    yield numpy.dtype, "numpy.dtype"
-    for code in "?bBhHiIlLqQefdFDSUmM":
-        kind = type(numpy.dtype(code))
-        yield kind, f"numpy.dtypes.{kind.__name__}"
+        yield _Array, "numpy.ndarray"
+        yield _Dtype, "numpy.dtype"
+    else:
+        yield numpy.dtype, "numpy.dtype"
+        yield from ((type(numpy.dtype(code)), f"numpy.dtypes.{code}") for code in "?bBhHiIlLqQefdFDSUmM")
+
+
+def resolved(loaded: Any) -> Any:
+    """What was loaded, with the true arrays in the place of what stood for them. Containers are changed in place."""
+    if isinstance(loaded, _Array):
+        return loaded.value
+    if isinstance(loaded, _Dtype):
+        return loaded.real()
+    if isinstance(loaded, dict):
+        loaded.update({key: resolved(value) for key, value in loaded.items()})
+    elif isinstance(loaded, list):
+        loaded[:] = map(resolved, loaded)
+    elif isinstance(loaded, Namespace):
+        resolved(vars(loaded))
+    elif type(loaded) is tuple and loaded:
+        return tuple(map(resolved, loaded))
+    return loaded

@@ -88,7 +88,7 @@ class TorchFile(CheckpointIO):
                 f"The checkpoint {str(path)!r} cannot be read; it is damaged, cut short, or no checkpoint at all "
                 f"({type(error).__name__}: {_first_line(error)})."
             ) from error
-        return checkpoint
+        return numpy_pickle.resolved(checkpoint)  # type: ignore[no-any-return]
 
     def remove(self, path: Path) -> None:
         """Delete the file."""
