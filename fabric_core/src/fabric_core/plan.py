@@ -30,7 +30,6 @@ class Request:
         options: Options of chosen parts, by kind (``{"strategy": {"find_unused_parameters": True}}``).
         environ: The environment variables, for detection.
         interactive: Whether there is no script that could be started again (a notebook, a prompt).
-        given_by: Where a flag came from when it is not the code, by flag (``{"strategy": "fabric run"}``).
     """
 
     accelerator: Any = AUTO
@@ -43,7 +42,6 @@ class Request:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
     interactive: bool = False
-    given_by: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
