@@ -62,11 +62,14 @@ class Detection:
         processes_per_node: How many processes run on this node; ``None`` when the environment does not say.
         num_nodes: How many nodes the job has; ``None`` when the environment does not say.
         note: One sentence for people: by what it was recognised.
+        own_devices: Whether each process sees its own device and none of the others, so that all of them call it the
+            first one.
     """
 
     processes_per_node: int | None = None
     num_nodes: int | None = None
     note: str = ""
+    own_devices: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,8 @@ class StrategySpec(PartSpec):
     Attributes:
         supports: Accelerators (names or groups) that it vouches for; ``("*",)`` for every one.
         rejects: Accelerators (names or groups) that it cannot work with.
+        precisions: The precisions that it can work with, by name; empty for any. One whose own spec is scoped to this
+            strategy is welcome without being listed.
         volunteers_for: Situations in which ``strategy="auto"`` may choose it.
         priority: Among several volunteers the highest wins.
         processes: ``"per_device"``: one process drives one device. ``"single"``: one process drives all.
@@ -176,10 +181,11 @@ class StrategySpec(PartSpec):
     """
 
     kind = "strategy"
-    tuples = (*PartSpec.tuples, "supports", "rejects", "volunteers_for")
+    tuples = (*PartSpec.tuples, "supports", "rejects", "precisions", "volunteers_for")
 
     supports: tuple[str, ...] = field(default=(), kw_only=True)
     rejects: tuple[str, ...] = field(default=(), kw_only=True)
+    precisions: tuple[str, ...] = field(default=(), kw_only=True)
     volunteers_for: tuple[Situation, ...] = field(default=(), kw_only=True)
     priority: int = field(default=0, kw_only=True)
     processes: Literal["per_device", "single"] = field(default="per_device", kw_only=True)

@@ -216,7 +216,7 @@ class ParallelStrategy(Strategy):
 
     # -- state ----------------------------------------------------------------------------------------------------
 
-    def optimizer_state_dict(self, optimizer: Optimizer, modules: Sequence[nn.Module] = ()) -> dict[str, Any]:
+    def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
         """The whole state of an optimizer; one that keeps it in shards collects it on rank 0 and is empty elsewhere."""
         consolidate = getattr(optimizer, "consolidate_state_dict", None)
         if consolidate is None:
@@ -224,9 +224,7 @@ class ParallelStrategy(Strategy):
         consolidate(0)
         return optimizer.state_dict() if self.global_rank == 0 else {}
 
-    def save_checkpoint(
-        self, path: Path, checkpoint: Mapping[str, Any], *, state: Mapping[str, Any] | None = None
-    ) -> None:
+    def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Write the checkpoint on rank 0. Called on every rank; returns on every rank when it is on disk.
 
         It may take as long as it takes: ``timeout`` is for collectives.
@@ -246,9 +244,7 @@ class ParallelStrategy(Strategy):
         if failed is not None:
             raise CheckpointError(f"Rank 0 could not write the checkpoint {path}: {failed[1]}") from failure
 
-    def load_checkpoint(
-        self, path: Path, *, state: Mapping[str, Any] | None = None, weights_only: bool = True
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
         """Read a checkpoint on every rank, onto the CPU. Called on every rank; it may take as long as it takes.
 
         Raises:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from fabric_core.contracts.part import Part
 from fabric_core.specs import AcceleratorSpec
@@ -25,6 +26,9 @@ class Accelerator(Part):
     ``init_process_group``): for backends whose communicators belong to one device. PyTorch 2.6 allows it on the devices
     of one vendor only; set it where it is known to work."""
 
+    process_group_timeout: float | None = None
+    """Seconds that a collective between these devices may take in training; ``None`` leaves it to the strategy."""
+
     @abstractmethod
     def device(self, index: int) -> torch.device:
         """The device of one index. Called on every rank when the parts are built; must not initialise the device.
@@ -35,3 +39,18 @@ class Accelerator(Part):
 
     def setup_device(self, device: torch.device) -> None:
         """Make ``device`` the current one of this process. Called on every rank, once, before anything runs on it."""
+
+    def move_batches(
+        self, batches: Iterator[Any], move: Callable[[Any], Any], device: torch.device
+    ) -> Iterator[Any]:
+        """Bring the batches of one loop to the device. Called on every rank, at the start of each loop.
+
+        Args:
+            batches: As the loader gives them.
+            move: Moves one batch to ``device``.
+            device: Where to.
+
+        Returns:
+            The same batches in the same order, there. An accelerator that can copy while it computes runs ahead.
+        """
+        return map(move, batches)

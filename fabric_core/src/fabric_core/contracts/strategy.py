@@ -56,10 +56,14 @@ class Strategy(Part):
     spec_type = StrategySpec
 
     joint_setup: bool = False
-    """Whether the model and its optimizers have to be given to ``setup`` together."""
+    """Whether an optimizer has to be given to ``setup`` together with its model."""
 
     owns_backward: bool = False
     """Whether a bare ``loss.backward()`` would bypass the strategy and give wrong gradients."""
+
+    forward_only: bool = False
+    """Whether a set-up model may compute in its forward pass only although `setup_module` returned the module itself:
+    because it was changed in place, and its parameters are whole only then."""
 
     surroundings: Surroundings
 
@@ -146,7 +150,7 @@ class Strategy(Part):
             scheduler: Of a learning rate; ``None`` when the strategy need not know it.
 
         Returns:
-            The same three, ready.
+            The same three, ready. A strategy that makes optimizers or a scheduler itself returns these as well.
         """
         return (
             self.setup_module(module),
@@ -163,6 +167,18 @@ class Strategy(Part):
     def loader_device(self) -> torch.device | None:
         """Where batches are moved to; ``None`` when the strategy moves them itself."""
         return self.root_device
+
+    def move_batches(self, batches: Iterator[Any], move: Callable[[Any], Any]) -> Iterator[Any]:
+        """Bring the batches of one loop to the device. Called on every rank, at the start of each loop.
+
+        Args:
+            batches: As the loader gives them.
+            move: Moves one batch to `loader_device`.
+
+        Returns:
+            The same batches in the same order, there. May run ahead of the loop.
+        """
+        return self.surroundings.accelerator.move_batches(batches, move, self.root_device)
 
     # -- the step -------------------------------------------------------------------------------------------------
 
@@ -193,6 +209,28 @@ class Strategy(Part):
             ``None`` when the strategy cannot do that, and every backward pass synchronises.
         """
         return nullcontext()
+
+    def accumulation_context(self, module: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
+        """What one micro-batch of ``Fabric.accumulate`` runs in. Called on every rank, for each model of the window.
+
+        Args:
+            module: What `setup_module` returned.
+            is_last: Whether this micro-batch is the last one of its window, after which optimizers step.
+        """
+        held = None if is_last else self.hold_gradient_sync(module)
+        return nullcontext() if held is None else held
+
+    def zero_gradients(
+        self, optimizer: Optimizer, zero_grad: Callable[..., None], *args: Any, **kwargs: Any
+    ) -> None:
+        """Drop the gradients of one optimizer. Called on every rank by the ``zero_grad`` of a set-up optimizer.
+
+        Args:
+            optimizer: What `setup_optimizer` returned.
+            zero_grad: Its own ``zero_grad``.
+            args, kwargs: For ``zero_grad``.
+        """
+        zero_grad(*args, **kwargs)
 
     def scale_gradients(self, module: nn.Module, factor: float) -> None:
         """Multiply the gradients collected so far, in place. Called on every rank.
@@ -284,6 +322,11 @@ class Strategy(Part):
         return tensor.clone()
 
     # -- state ----------------------------------------------------------------------------------------------------
+    #
+    # [Note: state of one's own] What the two ``…_state_dict`` methods return may hold objects that only this strategy
+    # understands: shards of tensors, the handle of an engine. They reach its `save_checkpoint` inside of what ``save``
+    # collected. Likewise `load_checkpoint` may return objects that are read when they are restored; those that nobody
+    # asked for are turned into plain values by `finish_load`.
 
     def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
         """The state of the user's module, keys without prefix. Called on every rank by ``save``."""
@@ -314,6 +357,17 @@ class Strategy(Part):
     def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote. Called on every rank. Errors as `CheckpointIO.load`."""
         return self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
+
+    def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
+        """Finish a ``load``. Called on every rank, last.
+
+        Args:
+            rest: What of `load_checkpoint` was not restored into an object; all of it when there were none.
+
+        Returns:
+            The same as plain values, on the CPU; see [Note: state of one's own].
+        """
+        return rest
 
 
 @contextmanager

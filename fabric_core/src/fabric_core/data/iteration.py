@@ -80,15 +80,13 @@ class Iteration:
         self,
         raw: Iterator[Any],
         tracker: LoaderTracker,
-        move: Callable[[Any], Any] | None,
         begin: Callable[[int], None],
     ) -> Generator[Any, None, None]:
         """Hand out the batches of ``raw``.
 
         Args:
-            raw: The batches as the loader gives them.
+            raw: The batches.
             tracker: Is told at each batch whose turn it is.
-            move: Moves a batch to the device.
             begin: Called with the epoch before the first batch is asked for.
         """
         begin(self.epoch)
@@ -101,7 +99,7 @@ class Iteration:
                     self.position += 1
                     tracker.current = self
                     tracker.batches = self.turn = tracker.batches + 1
-                    yield batch if move is None else move(batch)
+                    yield batch
                     if not ahead:
                         break
                     batch = ahead.popleft()

@@ -35,7 +35,7 @@ class _Own:
 
     Attributes:
         source: The loader as the user gave it. Kept, because its class may clean up when it dies.
-        device, move: Where batches go, and how; ``None`` when they stay.
+        device, transfer: Where batches go, and how; ``None`` when they stay.
         seeds: What the seeds of workers depend on besides the epoch; ``None`` when they are not seeded.
         next_epoch: The epoch of the next loop.
         chosen: Whether the user set ``next_epoch``.
@@ -46,7 +46,7 @@ class _Own:
 
     source: Any
     device: torch.device | None
-    move: Callable[[Any], Any] | None
+    transfer: Callable[[Iterator[Any]], Iterator[Any]] | None
     tracker: LoaderTracker
     seeds: tuple[int, ...] | None
     next_epoch: int = 0
@@ -84,7 +84,8 @@ class FabricDataLoader(_Base):
         epoch = self._take_epoch()
         self._announce(epoch)
         raw = self._raw_batches()
-        batches = Iteration(self, epoch).run(raw, own.tracker, own.move, self._announce_again)
+        there = raw if own.transfer is None else own.transfer(raw)
+        batches = Iteration(self, epoch).run(there, own.tracker, self._announce_again)
         if raw is self._iterator:
             own.batches = weakref.ref(batches)
         return batches
@@ -190,6 +191,9 @@ def wrap_loader(
     tracker: LoaderTracker,
     shard: bool,
     seed_workers: bool,
+    transfer: Callable[[Iterator[Any], Callable[[Any], Any]], Iterator[Any]] = lambda batches, move: map(
+        move, batches
+    ),
 ) -> FabricDataLoader:
     """Set a loader up. Called on every rank, in the same order and with the same seed.
 
@@ -203,6 +207,7 @@ def wrap_loader(
         tracker: Shared by the loaders of one ``Fabric``.
         shard: Whether to split the data, see `shard_loader`.
         seed_workers: Whether to seed worker processes.
+        transfer: Takes the batches of a loop and a function that moves one, and gives back the batches on the device.
 
     Raises:
         WrongTypeError: It is no ``DataLoader``.
@@ -221,11 +226,12 @@ def wrap_loader(
         )
     plain = shard_loader(loader, num_replicas=num_replicas, rank=rank, seed=seed) if shard else loader
     number = tracker.next_number()
+    move = None if device is None else mover(device)
     wrapped = put_on(FabricDataLoader, plain)
     wrapped._fabric = _Own(
         source=loader,
         device=device,
-        move=None if device is None else mover(device),
+        transfer=None if move is None else lambda batches: transfer(batches, move),
         tracker=tracker,
         seeds=(seed, rank, number) if seed_workers else None,
     )

@@ -37,7 +37,12 @@ def is_cpu_request(devices: Any) -> bool:
 
 
 def choose(
-    devices: Any, inventory: Inventory, accelerator: str, started: int | None = None, most: int | None = None
+    devices: Any,
+    inventory: Inventory,
+    accelerator: str,
+    started: int | None = None,
+    most: int | None = None,
+    own_devices: bool = False,
 ) -> tuple[tuple[int, ...], str]:
     """The device indices on this node, and one sentence why.
 
@@ -47,11 +52,14 @@ def choose(
         accelerator: Its name, for messages.
         started: How many processes a cluster environment has started on this node, if it says.
         most: How many devices the parts that were named can use on a node; ``"auto"`` takes no more.
+        own_devices: Whether each of the started processes sees its own device only, and calls it the first one.
 
     Raises:
         DevicesError: More devices than exist, or indices that do not.
     """
     wanted = normalise(devices)
+    if own_devices and started is not None and not inventory.virtual and wanted in (AUTO, started, -1):
+        return inventory.indices[:1] * started, f"each of {started} process(es) sees one device of its own"
     if isinstance(wanted, str):
         return _automatic(inventory, started, most)
     if isinstance(wanted, tuple):

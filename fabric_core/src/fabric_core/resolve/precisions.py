@@ -9,7 +9,7 @@ from fabric_core.errors import ConfigurationError, UnsupportedError, listing
 from fabric_core.plan import Choice
 from fabric_core.registry import Offer, Registry
 from fabric_core.resolve.asked import choice_of_object, choice_of_offer, is_name
-from fabric_core.specs import AcceleratorSpec, PartSpec, PrecisionSpec
+from fabric_core.specs import AcceleratorSpec, PartSpec, PrecisionSpec, StrategySpec
 
 REFERENCE_PRECISION = "32-true"
 
@@ -42,6 +42,21 @@ def choose_precision(
     if not is_name(asked):
         return choice_of_object(PrecisionSpec.kind, asked)
     return _by_name(asked, strategy, accelerator, registry)
+
+
+def check_precision(precision: Choice, strategy: Choice) -> None:
+    """Refuse a precision when the strategy lists others. A precision that is made for the strategy vouches for itself.
+
+    Raises:
+        UnsupportedError: The strategy cannot work with it.
+    """
+    claims, spec = cast(StrategySpec, strategy.spec).precisions, cast(PrecisionSpec, precision.spec)
+    listed = {claim.lower() for claim in claims} & set(spec.names)
+    if claims and not (listed or (spec.strategies and _admits(spec.strategies, set(strategy.spec.names)))):
+        raise UnsupportedError(
+            f"The strategy {strategy.name!r} cannot work with the precision {precision.name!r}. It works with "
+            f"{listing(claims)}. Choose one of these, or another strategy."
+        )
 
 
 def _by_name(name: str, strategy: PartSpec, accelerator: AcceleratorSpec, registry: Registry) -> Choice:

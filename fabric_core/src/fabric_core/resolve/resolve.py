@@ -12,7 +12,7 @@ from fabric_core.registry import OWN_DISTRIBUTION, Registry
 from fabric_core.resolve.asked import asked_choice, check_usable, logger_choice, sort_plugins, with_options
 from fabric_core.resolve.devices import choose as choose_devices
 from fabric_core.resolve.hardware import choose_accelerator, choose_environment
-from fabric_core.resolve.precisions import choose_precision
+from fabric_core.resolve.precisions import check_precision, choose_precision
 from fabric_core.resolve.strategies import (
     automatic_strategy,
     check_strategy,
@@ -51,6 +51,7 @@ def resolve(request: Request, registry: Registry) -> Plan:
         inventory,
         accelerator.name,
         started=_started(detected, _strategy_spec(named)),
+        own_devices=detected is not None and detected.own_devices,
         most=_most_devices(device_spec, _strategy_spec(named), num_nodes),
     )
     strategy = named or automatic_strategy(
@@ -85,6 +86,7 @@ def resolve(request: Request, registry: Registry) -> Plan:
         device_reason=why,
         warnings=tuple(warnings),
     )
+    check_precision(plan.precision, strategy)
     for choice in plan:
         check_usable(choice)
     vetoes, complaints = registry.check_plan(plan)

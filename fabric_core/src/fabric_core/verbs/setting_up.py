@@ -66,7 +66,10 @@ class SettingUp(Reporting):
             original, list(optimizers), scheduler
         )
         watch(original, self._guard)
-        wrapped = wrap_module(original, forward_module, self._parts.precision, recompile)
+        guards = self.strategy.forward_only or forward_module is not original
+        wrapped = wrap_module(
+            original, forward_module, self._parts.precision, recompile, guards_methods=guards
+        )
         self._set_up.note(*given)
         self.call("on_after_setup", fabric=self, module=wrapped)
         rest = [self._wrap_optimizer(optimizer) for optimizer in ready]
@@ -77,7 +80,6 @@ class SettingUp(Reporting):
         self, module: nn.Module, move_to_device: bool = True, _reapply_compile: bool = True
     ) -> FabricModule:
         """Make a model ready without an optimizer, for inference or with `setup_optimizers`. As `setup`."""
-        self._refuse_apart("setup_module")
         self._require_launched("setup_module")
         wrapped: FabricModule = self.setup(
             module, move_to_device=move_to_device, _reapply_compile=_reapply_compile
@@ -93,7 +95,11 @@ class SettingUp(Reporting):
         Raises:
             SetupError: Not launched yet, set up already, or the strategy needs model and optimizers together.
         """
-        self._refuse_apart("setup_optimizers")
+        if self.strategy.joint_setup:
+            raise SetupError(
+                f"The strategy {self.plan.strategy.name!r} sets up a model and its optimizers together; "
+                "setup_optimizers() does it apart. Call fabric.setup(model, *optimizers)."
+            )
         self._require_launched("setup_optimizers")
         for optimizer in optimizers:
             check_optimizer("setup_optimizers", optimizer)
@@ -134,6 +140,7 @@ class SettingUp(Reporting):
             wrap_loader(
                 loader,
                 device=strategy.loader_device if move_to_device else None,
+                transfer=strategy.move_batches,
                 **strategy.sampler_arguments,
                 seed=seeds.current_seed() or 0,
                 tracker=self._tracker,
@@ -170,13 +177,6 @@ class SettingUp(Reporting):
     def _wrap_optimizer(self, optimizer: Optimizer) -> Any:
         self._parts.precision.setup_optimizer(optimizer)
         return wrap_optimizer(optimizer, self.strategy, self._accumulation, self._after_step)
-
-    def _refuse_apart(self, verb: str) -> None:
-        if self.strategy.joint_setup:
-            raise SetupError(
-                f"The strategy {self.plan.strategy.name!r} sets up a model and its optimizers together; {verb}() does "
-                "it apart. Call fabric.setup(model, *optimizers)."
-            )
 
     @contextmanager
     def _init_context(self, outer: Any) -> Generator[None, None, None]:

@@ -68,7 +68,7 @@ class State(Life):
         """
         self._require_launched("load")
         if state is None:
-            return self._read(path, weights_only)
+            return self.strategy.finish_load(self._read(path, weights_only))
         where, what = checkpoints.path_and_state(path, state)
         if not isinstance(what, MutableMapping):
             raise WrongTypeError(
@@ -76,7 +76,8 @@ class State(Life):
                 "load_raw(path, obj)."
             )
         loaded = self.strategy.load_checkpoint(where, weights_only=weights_only)
-        return checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
+        rest = checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
+        return self.strategy.finish_load(rest)
 
     def load_raw(
         self, path: Any, obj: nn.Module | Optimizer, strict: bool = True, *, weights_only: bool = True

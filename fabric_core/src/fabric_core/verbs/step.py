@@ -111,10 +111,7 @@ class Step(Reporting):
         Raises:
             WrongTypeError: The model is not set up.
         """
-        if not isinstance(model, FabricModule):
-            raise WrongTypeError(
-                f"no_backward_sync needs a model that setup() returned, not a {type(model).__qualname__}."
-            )
+        _check_set_up("no_backward_sync", model)
         self._require_launched("no_backward_sync")
         held = self.strategy.hold_gradient_sync(forward_module_of(model)) if enabled else None
         if enabled and held is None and not self._warned_no_hold:
@@ -170,6 +167,9 @@ class Step(Reporting):
             SetupError: A window inside of itself; or, from ``optimizer.step``, a closure, or no `backward` before it.
         """
         models = [model] if isinstance(model, nn.Module) else list(model)
+        for each in models:
+            _check_set_up("accumulate", each)
+        self._require_launched("accumulate")
         with (
             self._accumulation.enter([unwrap(m) for m in models], every, loader) as window,
             ExitStack() as stack,
@@ -177,5 +177,12 @@ class Step(Reporting):
             for each in models:
                 if window.correction != 1.0:
                     self.strategy.scale_gradients(forward_module_of(each), window.correction)
-                stack.enter_context(self.no_backward_sync(each, enabled=not window.is_full))
+                stack.enter_context(
+                    self.strategy.accumulation_context(forward_module_of(each), window.is_full)
+                )
             yield window
+
+
+def _check_set_up(verb: str, model: Any) -> None:
+    if not isinstance(model, FabricModule):
+        raise WrongTypeError(f"{verb} needs a model that setup() returned, not a {type(model).__qualname__}.")

@@ -45,12 +45,12 @@ class _Own:
     """What a set-up model has to itself.
 
     Attributes:
-        wraps: Whether the strategy has put something around the model, which its methods could pass by.
+        guarded: Whether the strategy's forward pass does something that the model's methods could pass by.
         forward_methods: The names of the methods that are forward passes.
         depth: How many forward passes of the strategy are running, one inside the other.
     """
 
-    wraps: bool
+    guarded: bool
     forward_methods: set[str] = field(default_factory=set)
     depth: int = 0
 
@@ -153,6 +153,8 @@ def wrap_module(
     forward_module: nn.Module,
     precision: Precision,
     compiled: Callable[[nn.Module], nn.Module] = lambda module: module,
+    *,
+    guards_methods: bool,
 ) -> FabricModule:
     """Give a model its second face.
 
@@ -161,14 +163,15 @@ def wrap_module(
         forward_module: What the strategy made of it; forward passes go through this.
         precision: Converts what goes in and what comes out.
         compiled: Compiles ``forward_module``.
+        guards_methods: Whether methods that compute with a layer outside of the forward pass would be wrong.
     """
     face = put_on(FabricModule, original)
     steps = _own_methods(type(original)).keys() & set(STEP_METHODS)
-    own = _Own(wraps=forward_module is not original, forward_methods=steps)
+    own = _Own(guards_methods, forward_methods=steps)
     run = precision.wrap_forward(compiled(forward_module))
     _set(face, "_fabric_own", own)
     _set(face, "_fabric_forward_module", forward_module)
-    _set(face, "_fabric_call", _counted(own, run) if own.wraps else run)
+    _set(face, "_fabric_call", _counted(own, run) if guards_methods else run)
     return face
 
 
@@ -211,7 +214,7 @@ def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             return function(self, *args, **kwargs)
         if name in own.forward_methods:
             return _through_forward(self, function, args, kwargs)
-        if not own.wraps:
+        if not own.guarded:
             return function(self, *args, **kwargs)
         with no_bypass(self._fabric_original, name, lambda: own.depth):
             return function(self, *args, **kwargs)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from fabric_core.contracts.strategy import Strategy
 from fabric_core.wrappers.face import Face, put_on
 
 if TYPE_CHECKING:
     from fabric_core.accumulation import Accumulation
-    from fabric_core.contracts.strategy import Strategy
 
     class _Base(Face, Optimizer):
         pass
@@ -43,6 +43,7 @@ class FabricOptimizer(_Base):
 
     __slots__ = (
         "_fabric_accumulation",
+        "_fabric_drops_itself",
         "_fabric_notify",
         "_fabric_state",
         "_fabric_step",
@@ -53,6 +54,9 @@ class FabricOptimizer(_Base):
     _fabric_notify: Callable[[Optimizer], None]
     _fabric_state: GradientState
     _fabric_step: Callable[..., Any] | None
+    _fabric_drops_itself: (
+        bool  # looked at once, so that a strategy that leaves zero_grad alone costs nothing per step
+    )
 
     @property
     def step(self) -> Callable[..., Any]:
@@ -78,7 +82,11 @@ class FabricOptimizer(_Base):
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Drop the gradients, unless they wait for the end of a window of ``fabric.accumulate``."""
         if self._fabric_accumulation.lets_zero(self._fabric_state):
-            self._fabric_original.zero_grad(*args, **kwargs)
+            original = self._fabric_original
+            if self._fabric_drops_itself:
+                original.zero_grad(*args, **kwargs)
+            else:
+                self._fabric_strategy.zero_gradients(original, original.zero_grad, *args, **kwargs)
 
     def _patch_step_function(self) -> None:
         """Called by ``__setstate__`` of PyTorch's optimizers, which would put a function around our property."""
@@ -102,4 +110,5 @@ def wrap_optimizer(
     face = put_on(FabricOptimizer, original)
     face._fabric_strategy, face._fabric_accumulation, face._fabric_notify = strategy, accumulation, notify
     face._fabric_state, face._fabric_step = GradientState(), None
+    face._fabric_drops_itself = type(strategy).zero_gradients is Strategy.zero_gradients
     return face
