@@ -20,6 +20,8 @@ ANY = Inventory(virtual=True, default=1)
 """Processes, as on the CPU."""
 SHY = Inventory(indices=(0, 1, 2, 3), default=2)
 """Devices of which the probe advises to take only two."""
+NAMED = Inventory(indices=(0, 1, 2), names={"Unit-aa10": 0, "Unit-aa20": 1, "Unit-b": 2, "Part-b": 2})
+"""Devices that have names besides their index; one of them has two."""
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,61 @@ def test_every_documented_form_means_the_same_everywhere(
 def test_every_other_form_is_an_error_that_says_what_is_taken(devices: Any, message: str) -> None:
     for inventory in (EIGHT, ODD, ANY):
         with pytest.raises(DevicesError, match=message):
+            choose(devices, inventory, "unit")
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        (["Unit-b"], (2,)),
+        ("Unit-b", (2,)),
+        (" unit-AA20 ", (1,)),
+        ("Unit-aa20, Unit-aa10", (1, 0)),
+        (("Part-b", "UNIT-AA10"), (2, 0)),
+        ([1, "Unit-aa10"], (1, 0)),
+        ("2,Unit-aa10", (2, 0)),
+        ("Unit-aa1", (0,)),
+        ("part-", (2,)),
+        ([2], (2,)),
+        (2, (0, 1)),
+        ("auto", (0, 1, 2)),
+    ],
+)
+def test_a_device_with_a_name_may_be_asked_for_by_it_or_by_its_beginning(devices: Any, expected: Any) -> None:
+    assert choose(devices, NAMED, "unit")[0] == expected
+    assert not is_cpu_request(devices)
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        (
+            "Unit-c",
+            "'unit' has no device named 'unit-c' here. There are: Part-b, Unit-aa10, Unit-aa20, Unit-b.",
+        ),
+        (["Unit-aa"], "2 devices whose name begins with 'unit-aa'"),
+        (["Unit-b", "Part-b"], "names a device twice"),
+        ([0, "Unit-aa10"], "names a device twice"),
+        (["Unit-b", "unit-b"], "names a device twice"),
+        ([""], "has to list device indices"),
+        (["two"], "has to list device indices"),
+        ([3, "Unit-b"], "has no device 3"),
+        ([1.0, "Unit-b"], "whole numbers from 0"),
+        ("two", "devices='two' is not understood"),
+    ],
+)
+def test_a_name_that_means_no_device_or_several_is_an_error_with_all_names(
+    devices: Any, message: str
+) -> None:
+    with pytest.raises(DevicesError) as caught:
+        choose(devices, NAMED, "unit")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("inventory", [EIGHT, ANY], ids=["indices only", "processes"])
+def test_where_devices_have_no_names_a_name_is_an_error(inventory: Inventory) -> None:
+    for devices in ("Unit-b", ["Unit-b"], "Unit-b,0"):
+        with pytest.raises(DevicesError, match="no device named 'unit-b' here"):
             choose(devices, inventory, "unit")
 
 

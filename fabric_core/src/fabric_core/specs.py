@@ -41,12 +41,15 @@ class Inventory:
         virtual: True when indices are no hardware but processes, so that any number may be asked for.
         default: How many of them ``devices="auto"`` takes; ``None`` means all.
         note: One sentence for people: what was found, or why there is nothing.
+        names: Other names of devices, such as serial numbers, and the index of each. Users may write them in place of
+            the index, in any case, and leave out the end as long as only one device is meant.
     """
 
     indices: tuple[int, ...] = ()
     virtual: bool = False
     default: int | None = None
     note: str = ""
+    names: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def available(self) -> bool:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from typing import Any
 
-from fabric_core.errors import DevicesError
+from fabric_core.errors import DevicesError, listing
 from fabric_core.plan import AUTO
 from fabric_core.specs import Inventory
 
 FORMS = "a count (2, '2'), all of them (-1, 'auto'), or a list of indices ([1, 4], '1, 4')"
 
+_NAME = re.compile(r"(?=.*[\d-])[a-z][\w.:/-]*")  # not a word: a count in letters is a mistake
 
-def normalise(devices: Any) -> int | tuple[int, ...] | str:
+
+def normalise(devices: Any) -> int | tuple[int | str, ...] | str:
     """Bring every spelling of ``devices`` into one of three forms.
 
     Returns:
-        A count (-1 for all), a tuple of indices, or ``"auto"``. ``None`` becomes the count 0.
+        A count (-1 for all), a tuple of indices and of what may be names (in lower case), or ``"auto"``. ``None``
+        becomes the count 0.
 
     Raises:
         DevicesError: The value is none of the documented forms.
@@ -25,7 +30,7 @@ def normalise(devices: Any) -> int | tuple[int, ...] | str:
     if isinstance(devices, str):
         return _from_text(devices)
     if isinstance(devices, list | tuple):
-        return _checked_indices(devices, devices)
+        return _checked_list(devices, devices)
     if isinstance(devices, int) and not isinstance(devices, bool):
         return _checked_count(devices)
     raise DevicesError(f"devices={devices!r} is not understood. It takes {FORMS}.")
@@ -63,23 +68,34 @@ def choose(
     if isinstance(wanted, str):
         return _automatic(inventory, started, most)
     if isinstance(wanted, tuple):
-        return _listed(wanted, inventory, accelerator), f"devices={devices!r} lists them"
+        indices = _indices(wanted, inventory, accelerator, devices)
+        return _listed(indices, inventory, accelerator), f"devices={devices!r} lists them"
     return _counted(wanted, inventory, accelerator), f"devices={devices!r} was asked for"
 
 
-def _from_text(text: str) -> int | tuple[int, ...] | str:
+def _from_text(text: str) -> int | tuple[int | str, ...] | str:
     stripped = text.strip().lower()
     if stripped == AUTO:
         return AUTO
-    try:
-        numbers = [int(part) for part in stripped.split(",") if part.strip()]
-    except ValueError:
-        raise DevicesError(f"devices={text!r} is not understood. It takes {FORMS}.") from None
+    entries = [_number_or_name(part, text) for part in stripped.split(",") if part.strip()]
     if "," in stripped:
-        return _checked_indices(numbers, text)
-    if not numbers:
+        return _checked_list(entries, text)
+    if not entries:
         raise DevicesError(f"devices={text!r} is empty. It takes {FORMS}.")
-    return _checked_count(numbers[0])
+    (entry,) = entries
+    return _checked_count(entry) if isinstance(entry, int) else (entry,)
+
+
+def _number_or_name(text: str, asked: str) -> int | str:
+    with suppress(ValueError):
+        return int(text)
+    if not _may_be_name(text):
+        raise DevicesError(f"devices={asked!r} is not understood. It takes {FORMS}.")
+    return text.strip()
+
+
+def _may_be_name(entry: Any) -> bool:
+    return isinstance(entry, str) and bool(_NAME.fullmatch(entry.strip().lower()))
 
 
 def _checked_count(count: int) -> int:
@@ -90,14 +106,42 @@ def _checked_count(count: int) -> int:
     return count
 
 
-def _checked_indices(indices: Any, asked: Any) -> tuple[int, ...]:
-    if not indices:
+def _checked_list(entries: Any, asked: Any) -> tuple[int | str, ...]:
+    if not entries:
         raise DevicesError(f"devices={asked!r} lists no device. It takes {FORMS}.")
-    if not all(isinstance(index, int) and not isinstance(index, bool) and index >= 0 for index in indices):
-        raise DevicesError(f"devices={asked!r} has to list device indices, whole numbers from 0.")
-    if len(set(indices)) < len(indices):
+    for entry in entries:
+        is_index = isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0
+        if not (is_index or _may_be_name(entry)):
+            raise DevicesError(f"devices={asked!r} has to list device indices, whole numbers from 0.")
+    _check_distinct(entries, asked)
+    return tuple(entry.strip().lower() if isinstance(entry, str) else entry for entry in entries)
+
+
+def _check_distinct(entries: Any, asked: Any) -> None:
+    if len(set(entries)) < len(entries):
         raise DevicesError(f"devices={asked!r} names a device twice; each process needs a device of its own.")
-    return tuple(indices)
+
+
+def _indices(wanted: Any, inventory: Inventory, accelerator: str, asked: Any) -> tuple[int, ...]:
+    """A list of indices and names, as indices."""
+    found = tuple(
+        _index_of(entry, inventory, accelerator, asked) if isinstance(entry, str) else entry
+        for entry in wanted
+    )
+    _check_distinct(found, asked)
+    return found
+
+
+def _index_of(name: str, inventory: Inventory, accelerator: str, asked: Any) -> int:
+    known = {other.lower(): index for other, index in inventory.names.items()}
+    meant = {index for other, index in known.items() if other.startswith(name)}
+    if name in known or len(meant) == 1:
+        return known.get(name, *meant)
+    what = f"{len(meant)} devices whose name begins with" if meant else "no device named"
+    raise DevicesError(
+        f"devices={asked!r} was asked for, but {accelerator!r} has {what} {name!r} here. There are: "
+        f"{listing(inventory.names) if known else _numbers(inventory.indices)}. It takes {FORMS}."
+    )
 
 
 def _automatic(inventory: Inventory, started: int | None, most: int | None) -> tuple[tuple[int, ...], str]:
