@@ -25,14 +25,18 @@ def fabric_run(clean_environ: dict[str, str]) -> Callable[..., subprocess.Comple
     """Call ``fabric run`` on a program, by name or path, and wait for it; it must succeed, unless told otherwise."""
 
     def run(
-        program: str | Path, *arguments: object, check: bool = True, **variables: str
+        program: str | Path,
+        *arguments: object,
+        check: bool = True,
+        timeout: float = 110,
+        **variables: str,
     ) -> subprocess.CompletedProcess[str]:
         path = program if isinstance(program, Path) else PROGRAMS / f"{program}.py"
         done = subprocess.run(
             [sys.executable, "-m", "fabric_core", "run", str(path), *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=timeout,
             env={**clean_environ, **variables},
         )
         if check:

@@ -8,10 +8,9 @@ from typing import Any
 import equality
 import pytest
 import torch
+from plain import Parameters, difference, moved, train_plain
 
 from fabric_core import Fabric
-
-Parameters = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -25,24 +24,13 @@ def trained(
     return loaded
 
 
-def difference(one: Parameters, other: Parameters) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-def moved(parameters: Parameters, case: equality.Case) -> float:
-    """How far training went; a comparison of parameters that hardly moved would show nothing."""
-    start = equality.make(case)[0].to(next(iter(parameters.values())).dtype).state_dict()
-    return difference(parameters, start)
-
-
 @pytest.mark.parametrize("name", equality.FLOAT32)
 def test_two_processes_equal_a_plain_loop_over_the_global_batch(
     name: str, trained: dict[str, Parameters]
 ) -> None:
     case = equality.CASES[name]
     assert moved(trained[name], case) > 1e-3
-    assert difference(trained[name], equality.train_plain(case, shares=1)) < 1e-6
+    assert difference(trained[name], train_plain(case).parameters) < 1e-6
 
 
 @pytest.mark.parametrize("name", equality.CASES)
@@ -51,11 +39,11 @@ def test_two_processes_equal_a_plain_loop_with_the_same_kernels_bit_for_bit(
 ) -> None:
     case = equality.CASES[name]
     assert moved(trained[name], case) > 1e-3
-    assert difference(trained[name], equality.train_plain(case, shares=2)) == 0.0
+    assert difference(trained[name], train_plain(case, shares=2).parameters) == 0.0
 
 
 @pytest.mark.parametrize("name", equality.CASES)
 def test_one_process_equals_a_plain_loop_bit_for_bit(name: str) -> None:
     case = equality.CASES[name]
     with Fabric(accelerator="cpu", devices=1, precision=case.precision) as fabric:
-        assert difference(equality.train_fabric(case, fabric), equality.train_plain(case, shares=1)) == 0.0
+        assert difference(equality.train_fabric(case, fabric), train_plain(case).parameters) == 0.0
