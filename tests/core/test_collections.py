@@ -205,6 +205,16 @@ def test_whatever_has_a_method_to_is_moved_by_it() -> None:
     assert move_to_device({"p": packed}, META)["p"].data.device == META
 
 
+def test_what_has_a_method_to_is_looked_into_or_left_alone() -> None:
+    packed = pack_sequence([torch.ones(3, 1), torch.ones(1, 1)])
+    data = {"plain": torch.ones(2), "packed": packed}
+    left = map_tensors(lambda tensor: tensor + 1, data, into_movable=False)
+    assert torch.equal(left["plain"], torch.full((2,), 2.0))
+    assert left["packed"] is packed
+    looked_into = map_tensors(lambda tensor: tensor + 1, data)["packed"]
+    assert torch.equal(looked_into.data, packed.data + 1)
+
+
 def test_tensor_subclasses_and_parameters_move() -> None:
     class Mine(torch.Tensor):
         pass

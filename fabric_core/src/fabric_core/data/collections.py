@@ -25,12 +25,13 @@ Change = Callable[[Any], Any]
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
-def map_tensors(fn: Callable[[Tensor], Any], data: T) -> T:
+def map_tensors(fn: Callable[[Tensor], Any], data: T, *, into_movable: bool = True) -> T:
     """Apply ``fn`` to every tensor of a collection.
 
     Args:
         fn: Gets a tensor, returns what takes its place; the tensor itself when nothing changes.
         data: A tensor or a collection, see [Note: what is walked].
+        into_movable: Whether to look into containers that have a method ``to``, as `mover` does not.
 
     Returns:
         The collection with the results in place of the tensors; ``data`` itself when nothing changed.
@@ -38,7 +39,7 @@ def map_tensors(fn: Callable[[Tensor], Any], data: T) -> T:
     Raises:
         WrongTypeError: A mapping that is neither a ``dict`` nor built from one holds a tensor that changed.
     """
-    return _walk(data, fn, None)  # type: ignore[no-any-return]
+    return _walk(data, fn, None if into_movable else _left_alone)  # type: ignore[no-any-return]
 
 
 def map_entries(fn: Callable[[Any], Any], data: T) -> T:
@@ -136,6 +137,10 @@ def _to_scalar(name: str, value: Any) -> Any:
             f"The value {name!r} cannot be logged as one number: its shape is {tuple(value.shape)}. "
             f"Reduce it first, for example by {name}.mean()."
         ) from error
+
+
+def _left_alone(obj: Any) -> Any:
+    return obj
 
 
 def _has_streams(device: torch.device) -> bool:
