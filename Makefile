@@ -9,12 +9,13 @@ ARGS ?=
 DISTRIBUTIONS := fabric_core fabric_backends fabric_cuda fabric_xla fabric_deepspeed
 MANIFESTS := $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 STAMP := $(VENV)/.installed
+TESTED := $(VENV)/.installed-for-tests
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs wheels changelog clean distclean
+.PHONY: help install demo test matrix check format docs wheels changelog clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +25,11 @@ install: $(STAMP) ## create .venv and install the workspace into it
 demo: $(STAMP) ## train the example on two processes
 	$(BIN)/fabric run examples/image_classifier.py --strategy=ddp --devices=2
 
-test: $(STAMP) ## run the whole test suite
+test: $(TESTED) ## run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+matrix: $(TESTED) ## compare every strategy and precision with a plain loop, and write docs/matrix.md
+	FABRIC_WRITE_DOCS=1 $(BIN)/python -m pytest tests/training/test_matrix.py $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types, import floors
 	$(BIN)/ruff check .
@@ -57,12 +61,18 @@ distclean: clean ## remove .venv as well
 	rm -rf $(VENV)
 
 # The distributions are installed together, so that pip takes each other's dependencies from this folder, and
-# without build isolation, so that hatchling is not fetched five times.
+# without build isolation, so that hatchling is not fetched five times, and DeepSpeed's build finds PyTorch.
 $(STAMP): constraints.txt pyproject.toml $(MANIFESTS) | $(BIN)/python
 	@echo "Installing the workspace into $(VENV); the first time takes a minute or two."
 	$(PIP_INSTALL) "pip>=25.1"
 	$(PIP_INSTALL) torch --group dev
 	$(PIP_INSTALL) --no-build-isolation $(addprefix --editable ./,$(DISTRIBUTIONS))
+	@touch $@
+
+# Engines that only tests and examples use.
+$(TESTED): $(STAMP)
+	@echo "Installing what only the tests need."
+	$(PIP_INSTALL) --no-build-isolation --group engines
 	@touch $@
 
 $(BIN)/python:

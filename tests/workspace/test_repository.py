@@ -103,7 +103,7 @@ def test_everything_that_is_installed_by_name_is_pinned(
     assert all([clause.operator for clause in pin.specifier] == ["=="] for pin in pins)
     assert "torch==2.13.0" in lines
 
-    wanted = {Requirement(text).name for text in settings["dependency-groups"]["dev"]}
+    wanted = {Requirement(text).name for group in settings["dependency-groups"].values() for text in group}
     for manifest in manifests.values():
         wanted |= {name for name in requirements(manifest["project"]) if not name.startswith("fabric-")}
     assert wanted == {pin.name for pin in pins}
