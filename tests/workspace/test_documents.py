@@ -65,25 +65,30 @@ def test_the_python_in_the_documents_is_python(documents: dict[Path, str]) -> No
 
 
 def test_the_commands_in_the_documents_exist(documents: dict[Path, str], root: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     written = {
         name
         for text in documents.values()
-        for name in re.findall(r"^make ([a-z]+)|`make ([a-z]+)", text, re.MULTILINE)
+        for name in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE)
     }
     named = {first or second for first, second in written}
     assert {"demo", "test"} <= named <= targets
 
 
-def scripts_of(document: str) -> list[str]:
-    """The names of the blocks of a document that are whole programs."""
-    path = Path(__file__).parents[2] / document
-    return [name for name in named_blocks(path) if name.endswith(".py") and "/" not in name]
+def programs() -> list[tuple[str, str]]:
+    """The pages of the documentation, and the names of their blocks that are whole programs."""
+    pages = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+    return [
+        (page.name, name)
+        for page in pages
+        for name in named_blocks(page)
+        if name.endswith(".py") and "/" not in name
+    ]
 
 
-@pytest.mark.parametrize("name", scripts_of("docs/guide.md"))
-def test_the_programs_of_the_guide_run(name: str, root: Path, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(named_blocks(root / "docs" / "guide.md")[name], encoding="utf-8")
+@pytest.mark.parametrize(("page", "name"), programs())
+def test_the_programs_of_the_documentation_run(page: str, name: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(named_blocks(root / "docs" / page)[name], encoding="utf-8")
     assert run(name, cwd=tmp_path).strip()
 
 
