@@ -45,6 +45,59 @@ DDP = StrategySpec(
     launcher="script",
     description="every process holds the whole model; gradients are averaged",
 )
+TENSOR_PARALLEL = StrategySpec(
+    "tensor_parallel",
+    "fabric_backends.strategies.tensor_parallel:TensorParallelStrategy",
+    aliases=("model_parallel",),
+    supports=("*",),
+    rejects=("mps",),
+    precisions=("32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"),
+    launcher="script",
+    description="layers are divided within groups of ranks, data between the groups",
+)
+DP = StrategySpec(
+    "dp",
+    "fabric_backends.strategies.dp:DataParallelStrategy",
+    supports=("*",),
+    rejects=("mps",),
+    precisions=("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
+    processes="single",
+    description="one process that copies the model to each of its devices in every step; ddp is faster",
+)
+DDP_SHARDED = StrategySpec(
+    "ddp_sharded",
+    "fabric_backends.strategies.ddp_sharded:ShardedDDPStrategy",
+    supports=("*",),
+    rejects=("mps",),
+    precisions=("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
+    launcher="script",
+    description="ddp in which each rank keeps the optimizer's state for a part of the parameters",
+)
+DDP_SHARDED_PRESETS = (
+    DDP_SHARDED,
+    replace(
+        DDP_SHARDED,
+        name="ddp_sharded_spawn",
+        launcher="spawn",
+        description="ddp_sharded, its processes started afresh to run a function",
+    ),
+    replace(
+        DDP_SHARDED,
+        name="ddp_sharded_fairscale",
+        options={"engine": "fairscale"},
+        requires=("fairscale>=0.4.13",),
+        description="ddp_sharded with FairScale's engine, which shards the gradients, too",
+    ),
+)
+LOCAL_SGD = StrategySpec(
+    "local_sgd",
+    "fabric_backends.strategies.local_sgd:LocalSGDStrategy",
+    supports=("*",),
+    rejects=("mps",),
+    precisions=("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
+    launcher="script",
+    description="every rank trains alone; the parameters are averaged every few steps",
+)
 TRUE = PrecisionSpec(
     "true", "fabric_backends.precisions.true:TruePrecision", description="one dtype everywhere"
 )
@@ -57,6 +110,13 @@ MIXED = PrecisionSpec(
 )
 """Likewise, what `MixedPrecision` is."""
 
+SHARDED_MIXED = replace(
+    MIXED,
+    target="fabric_backends.precisions.sharded:ShardedMixedPrecision",
+    strategies=tuple(preset.name for preset in DDP_SHARDED_PRESETS),
+)
+"""Likewise, what `ShardedMixedPrecision` is."""
+
 TORCHELASTIC = ClusterEnvironmentSpec(
     "torchelastic",
     "fabric_backends.environments.torchelastic:TorchElasticEnvironment",
@@ -64,6 +124,49 @@ TORCHELASTIC = ClusterEnvironmentSpec(
     aliases=("torchrun",),
     priority=90,
     description="processes started by torchrun",
+)
+RAY = ClusterEnvironmentSpec(
+    "ray",
+    "fabric_backends.environments.ray:RayEnvironment",
+    detect="fabric_backends.environments.ray:detect",
+    priority=80,
+    description="workers of Ray Train, or actors of Ray with ranks",
+)
+LSF = ClusterEnvironmentSpec(
+    "lsf",
+    "fabric_backends.environments.lsf:LSFEnvironment",
+    detect="fabric_backends.environments.lsf:detect",
+    priority=70,
+    description="processes started by jsrun in a job of LSF",
+)
+MPI = ClusterEnvironmentSpec(
+    "mpi",
+    "fabric_backends.environments.mpi:MPIEnvironment",
+    detect="fabric_backends.environments.mpi:detect",
+    priority=60,
+    description="processes started by mpirun or mpiexec",
+)
+SLURM = ClusterEnvironmentSpec(
+    "slurm",
+    "fabric_backends.environments.slurm:SlurmEnvironment",
+    detect="fabric_backends.environments.slurm:detect",
+    priority=50,
+    description="tasks started by srun in a job of SLURM",
+)
+KUBEFLOW = ClusterEnvironmentSpec(
+    "kubeflow",
+    "fabric_backends.environments.kubeflow:KubeflowEnvironment",
+    detect="fabric_backends.environments.kubeflow:detect",
+    aliases=("pytorchjob",),
+    priority=40,
+    description="pods of a PyTorchJob of Kubeflow",
+)
+KUBERNETES_JOB = ClusterEnvironmentSpec(
+    "kubernetes_job",
+    "fabric_backends.environments.kubernetes_job:KubernetesJobEnvironment",
+    detect="fabric_backends.environments.kubernetes_job:detect",
+    priority=30,
+    description="pods of an indexed Job of Kubernetes",
 )
 SCRIPT = LauncherSpec(
     "script",
@@ -137,6 +240,10 @@ def fabric_strategies() -> Iterator[StrategySpec]:
         options={"find_unused_parameters": True},
         description="ddp for models of which a step may leave parameters unused",
     )
+    yield DP
+    yield from DDP_SHARDED_PRESETS
+    yield LOCAL_SGD
+    yield TENSOR_PARALLEL
 
 
 @hookimpl
@@ -147,6 +254,13 @@ def fabric_precisions() -> Iterator[PrecisionSpec]:
         (TRUE, "float16", "16-true", (), "float16 everywhere, unscaled"),
         (TRUE, "bfloat16", "bf16-true", (), "bfloat16 everywhere"),
         (MIXED, "float16", "16-mixed", ("16",), "float32 weights, float16 computation, scaled losses"),
+        (
+            SHARDED_MIXED,
+            "float16",
+            "16-mixed",
+            ("16",),
+            "the same, where a rank has only some of the gradients",
+        ),
         (MIXED, "bfloat16", "bf16-mixed", ("bf16",), "float32 weights, bfloat16 computation"),
     ):
         yield replace(base, name=name, aliases=aliases, options={"dtype": dtype}, description=description)
@@ -154,8 +268,14 @@ def fabric_precisions() -> Iterator[PrecisionSpec]:
 
 @hookimpl
 def fabric_cluster_environments() -> Iterator[ClusterEnvironmentSpec]:
-    """Jobs that torchrun has started."""
+    """Jobs that others start: the nearest to the process comes first, since schedulers start launchers in turn."""
     yield TORCHELASTIC
+    yield RAY
+    yield LSF
+    yield MPI
+    yield SLURM
+    yield KUBEFLOW
+    yield KUBERNETES_JOB
 
 
 @hookimpl

@@ -82,12 +82,12 @@ class LossScaling:
     def unscale(self, optimizer: Optimizer) -> None:
         """Bring the gradients of one optimizer to true size, if they are not."""
         known = self.watch(optimizer)
-        if not known.at_true_size and _has_gradients(optimizer):
+        if not known.at_true_size and self._has_gradients(optimizer):
             self._check(optimizer, known)
 
     def step(self, optimizer: Optimizer, step: Callable[..., Any]) -> Any:
         """Step with gradients at true size, or skip the step when they are not finite."""
-        if not _has_gradients(optimizer):
+        if not self._has_gradients(optimizer):
             return step()
         known = self.watch(optimizer)
         if known.stepped:
@@ -141,8 +141,15 @@ class LossScaling:
         self._bring_to_scale(_parameters(optimizer))
         # The scaler knows optimizers by their id, and one that is gone may have had the same.
         self.scaler._per_optimizer_states.pop(id(optimizer), None)
-        self.scaler.unscale_(optimizer)
+        self._unscale(optimizer)
         known.at_true_size = known.checked = True
+
+    def _has_gradients(self, optimizer: Optimizer) -> bool:
+        return any(parameter.grad is not None for parameter in _parameters(optimizer))
+
+    def _unscale(self, optimizer: Optimizer) -> None:
+        """Divide gradients by the scale, and remember whether one of them is infinite or NaN."""
+        self.scaler.unscale_(optimizer)
 
     def _bring_to_scale(self, parameters: Iterable[Tensor]) -> None:
         """Multiply gradients by what they lack of the current scale. A parameter may have several optimizers."""
@@ -185,10 +192,6 @@ def _judges_itself(optimizer: Optimizer) -> bool:
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]
-
-
-def _has_gradients(optimizer: Optimizer) -> bool:
-    return any(parameter.grad is not None for parameter in _parameters(optimizer))
 
 
 def _values(gradient: Any) -> Tensor:

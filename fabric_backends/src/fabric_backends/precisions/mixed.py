@@ -42,6 +42,9 @@ class MixedPrecision(Precision):
 
     spec = MIXED
 
+    scaling_type: type[LossScaling] = LossScaling
+    """How losses are scaled; another one where gradients lie in shards."""
+
     def __init__(
         self, dtype: str | torch.dtype, scaler: Mapping[str, Any] | GradScaler | None = None
     ) -> None:
@@ -56,7 +59,9 @@ class MixedPrecision(Precision):
     def _scaling(self) -> LossScaling:
         # Made at the first use: asking whether the device is there, as a scaler does, may initialise it.
         given = self._given
-        return LossScaling(given if isinstance(given, GradScaler) else GradScaler(self.device.type, **given))
+        return self.scaling_type(
+            given if isinstance(given, GradScaler) else GradScaler(self.device.type, **given)
+        )
 
     @property
     def scaler(self) -> GradScaler | None:
