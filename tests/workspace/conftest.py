@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import os
 import subprocess
 import sys
+import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 NOT_OURS = ("build", "dist", "__pycache__")
 HIDDEN_AND_OURS = (".ci", ".github")
 DISTRIBUTIONS = ("fabric_core", "fabric_backends", "fabric_cuda", "fabric_xla", "fabric_deepspeed")
@@ -67,3 +74,93 @@ def walk(folder: Path) -> list[Path]:
         ]
         found += [Path(name, file) for file in names]
     return found
+
+
+def _run(*command: str | Path, cwd: Path, timeout: float = 100) -> str:
+    """Run a command without the variables that would show it our sources, and give back what it printed."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=environ, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheels(
+    root: Path, manifests: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The five wheels, built here, by import name."""
+    folder = tmp_path_factory.mktemp("wheels")
+    built = {}
+    for name in manifests:
+        before = set(folder.iterdir())
+        _run(
+            *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, root / name),
+            cwd=folder,
+        )
+        (built[name],) = set(folder.iterdir()) - before
+    return built
+
+
+@pytest.fixture(scope="session", name="run")
+def _give_run() -> Callable[..., str]:
+    """`_run`, for tests, which cannot import from here."""
+    return _run
+
+
+@pytest.fixture(scope="session")
+def alone(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes the folder of a fresh environment with one wheel and what it declares to depend on, and nothing else.
+
+    The dependencies are those of the environment that runs the tests, by links: PyTorch is too large to be installed
+    again.
+    """
+
+    @functools.cache
+    def make(distribution: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"alone-{distribution}")
+        venv.create(folder, symlinks=os.name != "nt", with_pip=False)
+        python = folder / SCRIPTS / "python"
+        needed = closure(distribution.replace("_", "-"))
+        dependencies = folder / "dependencies"
+        dependencies.mkdir()
+        for path in {path for name in needed if not name.startswith("fabric-") for path in places_of(name)}:
+            (dependencies / path.name).symlink_to(path)
+        site = _run(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=folder)
+        Path(site.strip(), "dependencies.pth").write_text(f"{dependencies}\n", encoding="utf-8")
+        ours = [wheel for name, wheel in wheels.items() if name.replace("_", "-") in needed]
+        _run(
+            *(sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"),
+            *("install", "--no-index", "--no-deps", *ours),
+            cwd=folder,
+        )
+        return folder
+
+    return make
+
+
+def closure(name: str) -> set[str]:
+    """The distributions that one needs, itself included, by normalised name, as their metadata says."""
+    found: set[str] = set()
+    waiting = [(name, frozenset[str]())]
+    while waiting:
+        name, extras = waiting.pop()
+        name = canonicalize_name(name)
+        if name in found and not extras:
+            continue
+        found.add(name)
+        for text in importlib.metadata.requires(name) or ():
+            requirement = Requirement(text)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in (*extras, "")):
+                waiting.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+def places_of(name: str) -> set[Path]:
+    """The files and folders in site-packages that a distribution consists of."""
+    distribution = importlib.metadata.distribution(name)
+    site = Path(str(distribution.locate_file("")))
+    tops = {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}
+    return {site / top for top in tops}

@@ -1,0 +1,100 @@
+"""What is not installed, or fails when it is imported, is named with what to do; everything else keeps working."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = "Scripts" if os.name == "nt" else "bin"
+
+ASK = """
+import sys
+from fabric_core import Fabric, FabricError
+flags = dict(flag.split("=") for flag in sys.argv[1:])
+try:
+    Fabric(**{"accelerator": "cpu", "devices": 1, **flags})
+except FabricError as error:
+    print(f"{type(error).__name__}: {error}")
+with Fabric(accelerator="cpu", devices=1) as fabric:
+    print(fabric.all_reduce(1.0).item())
+"""
+
+
+@pytest.mark.parametrize(
+    ("distribution", "flag", "error", "advice"),
+    [
+        ("fabric_core", "strategy=ddp", "UnknownPluginError", "pip install fabric-backends"),
+        ("fabric_core", "strategy=fsdp", "UnknownPluginError", "pip install fabric-backends"),
+        ("fabric_core", "precision=bf16-mixed", "UnknownPluginError", "pip install fabric-backends"),
+        ("fabric_core", "plugins=slurm", "UnknownPluginError", "pip install fabric-backends"),
+        ("fabric_backends", "accelerator=cuda", "UnknownPluginError", "pip install fabric-cuda"),
+        ("fabric_backends", "precision=float8", "UnknownPluginError", "pip install fabric-cuda"),
+        (
+            "fabric_backends",
+            "strategy=deepspeed_stage_2",
+            "UnknownPluginError",
+            "pip install fabric-deepspeed",
+        ),
+        ("fabric_backends", "strategy=xla_fsdp", "UnknownPluginError", "pip install fabric-xla"),
+        ("fabric_backends", "accelerator=tpu", "UnknownPluginError", "pip install fabric-xla"),
+        (
+            "fabric_backends",
+            "strategy=ddp_sharded_fairscale",
+            "MissingRequirementError",
+            "pip install 'fairscale",
+        ),
+        ("fabric_xla", "strategy=xla", "MissingRequirementError", "pip install 'torch_xla"),
+    ],
+)
+def test_a_name_that_cannot_be_had_is_answered_with_what_to_install(
+    distribution: str,
+    flag: str,
+    error: str,
+    advice: str,
+    alone: Callable[[str], Path],
+    run: Callable[..., str],
+) -> None:
+    folder = alone(distribution)
+    answer, still_works = run(folder / SCRIPTS / "python", "-c", ASK, flag, cwd=folder).splitlines()
+    assert answer.startswith(error)
+    assert advice in answer
+    assert still_works == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("package", "strategy", "requirement"),
+    [
+        ("deepspeed", "deepspeed_stage_1", "deepspeed"),
+        ("fairscale", "ddp_sharded_fairscale", "fairscale"),
+        ("torch_xla", "xla", "torch_xla"),
+    ],
+)
+def test_a_package_that_fails_at_import_is_named_with_its_own_error(
+    package: str,
+    strategy: str,
+    requirement: str,
+    alone: Callable[[str], Path],
+    run: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    distribution = {"deepspeed": "fabric_deepspeed", "torch_xla": "fabric_xla"}.get(
+        package, "fabric_backends"
+    )
+    (tmp_path / f"{package}.py").write_text("raise OSError('libdevice.so: built for another PyTorch')\n")
+    info = tmp_path / f"{package}-99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {requirement}\nVersion: 99.0\n")
+    code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{ASK}"
+    folder = alone(distribution)
+    program = code.replace("Fabric(**{", "_ = Fabric(**{").replace(
+        "flags})", "flags}); _.launch(); _.setup(*made())"
+    )
+    program = f"def made():\n    import torch\n    model = torch.nn.Linear(1, 1)\n    return model, torch.optim.SGD(model.parameters(), lr=0.1)\n{program}"
+    answer, still_works = run(
+        folder / SCRIPTS / "python", "-c", program, f"strategy={strategy}", cwd=folder
+    ).splitlines()[-2:]
+    assert "libdevice.so: built for another PyTorch" in answer
+    assert still_works == "1.0"
