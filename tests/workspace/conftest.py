@@ -76,9 +76,10 @@ def walk(folder: Path) -> list[Path]:
     return found
 
 
-def _run(*command: str | Path, cwd: Path, timeout: float = 100) -> str:
+def _run(*command: str | Path, cwd: Path, timeout: float = 100, **variables: str) -> str:
     """Run a command without the variables that would show it our sources, and give back what it printed."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environ.update(variables)
     done = subprocess.run(
         [str(word) for word in command], cwd=cwd, env=environ, capture_output=True, text=True, timeout=timeout
     )

@@ -12,10 +12,13 @@ SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 
 ASK = """
 import sys
+import torch
 from fabric_core import Fabric, FabricError
 flags = dict(flag.split("=") for flag in sys.argv[1:])
+model = torch.nn.Linear(1, 1)
 try:
-    Fabric(**{"accelerator": "cpu", "devices": 1, **flags})
+    fabric = Fabric(**{"accelerator": "cpu", "devices": 1, **flags})
+    fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
 except FabricError as error:
     print(f"{type(error).__name__}: {error}")
 with Fabric(accelerator="cpu", devices=1) as fabric:
@@ -65,36 +68,28 @@ def test_a_name_that_cannot_be_had_is_answered_with_what_to_install(
 
 
 @pytest.mark.parametrize(
-    ("package", "strategy", "requirement"),
+    ("package", "distribution", "flag"),
     [
-        ("deepspeed", "deepspeed_stage_1", "deepspeed"),
-        ("fairscale", "ddp_sharded_fairscale", "fairscale"),
-        ("torch_xla", "xla", "torch_xla"),
+        ("deepspeed", "fabric_deepspeed", "strategy=deepspeed_stage_1"),
+        ("fairscale", "fabric_backends", "strategy=ddp_sharded_fairscale"),
+        ("torch_xla", "fabric_xla", "accelerator=tpu"),
     ],
 )
 def test_a_package_that_fails_at_import_is_named_with_its_own_error(
     package: str,
-    strategy: str,
-    requirement: str,
+    distribution: str,
+    flag: str,
     alone: Callable[[str], Path],
     run: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    distribution = {"deepspeed": "fabric_deepspeed", "torch_xla": "fabric_xla"}.get(
-        package, "fabric_backends"
-    )
-    (tmp_path / f"{package}.py").write_text("raise OSError('libdevice.so: built for another PyTorch')\n")
+    (tmp_path / f"{package}.py").write_text("raise OSError('built for another PyTorch')\n")
     info = tmp_path / f"{package}-99.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {requirement}\nVersion: 99.0\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 99.0\n")
     code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{ASK}"
     folder = alone(distribution)
-    program = code.replace("Fabric(**{", "_ = Fabric(**{").replace(
-        "flags})", "flags}); _.launch(); _.setup(*made())"
-    )
-    program = f"def made():\n    import torch\n    model = torch.nn.Linear(1, 1)\n    return model, torch.optim.SGD(model.parameters(), lr=0.1)\n{program}"
-    answer, still_works = run(
-        folder / SCRIPTS / "python", "-c", program, f"strategy={strategy}", cwd=folder
-    ).splitlines()[-2:]
-    assert "libdevice.so: built for another PyTorch" in answer
+    program = (folder / SCRIPTS / "python", "-c", code, flag)
+    answer, still_works = run(*program, cwd=folder, PJRT_DEVICE="TPU").splitlines()
+    assert "built for another PyTorch" in answer
     assert still_works == "1.0"
