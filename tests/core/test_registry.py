@@ -420,7 +420,7 @@ def test_a_known_name_that_is_not_installed_is_answered_with_what_to_install() -
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("strategy", "fsdp"), ("strategy", "ddp_sharded"), ("cluster environment", "slurm")]
+    ("kind", "name"), [("strategy", "fsdp"), ("strategy", "ddp_sharded")]
 )
 def test_a_name_that_is_planned_is_answered_with_where(kind: str, name: str) -> None:
     with pytest.raises(

@@ -10,6 +10,7 @@ from fabric_core import (
     ClusterEnvironmentSpec,
     LauncherSpec,
     LoggerSpec,
+    Plan,
     PrecisionSpec,
     StrategySpec,
     hookimpl,
@@ -58,7 +59,7 @@ TENSOR_PARALLEL = StrategySpec(
 DP = StrategySpec(
     "dp",
     "fabric_backends.strategies.dp:DataParallelStrategy",
-    supports=("*",),
+    supports=("cpu", "gpu"),
     rejects=("mps",),
     precisions=("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
     processes="single",
@@ -244,6 +245,17 @@ def fabric_strategies() -> Iterator[StrategySpec]:
     yield from DDP_SHARDED_PRESETS
     yield LOCAL_SGD
     yield TENSOR_PARALLEL
+
+
+@hookimpl
+def fabric_check_plan(plan: Plan) -> str | None:
+    """One process cannot drive the devices of several nodes."""
+    if plan.strategy.spec.target == DP.target and plan.num_nodes > 1:
+        return (
+            f"The strategy {DP.name!r} is one process that drives the devices of its own node, and {plan.num_nodes} "
+            f"nodes were asked for. Use strategy={DDP.name!r}."
+        )
+    return None
 
 
 @hookimpl

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from fabric_backends.environments.started import StartedEnvironment
+from fabric_backends.environments.variables import Variables, of_equal_nodes, whole
 from fabric_backends.hooks import TORCHELASTIC
-from fabric_core.contracts.cluster_environment import ClusterEnvironment
-from fabric_core.errors import ConfigurationError
 from fabric_core.orphans import die_with_parent
 from fabric_core.specs import Detection
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RUN_ID = "TORCHELASTIC_RUN_ID"
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
+_variables = Variables("torchelastic", "Start the script with torchrun, which sets it", "torchrun")
+
 # The processes, of which this is one and its parent may be another, that torchrun's end ends.
 _tied: set[int] = set()
 
@@ -27,17 +29,11 @@ def detect(environ: Mapping[str, str]) -> Detection | None:
     """Recognise a worker of torchrun."""
     if RUN_ID not in environ:
         return None
-    note = f"{RUN_ID} is set"
-    try:
-        per_node, world = int(environ["LOCAL_WORLD_SIZE"]), int(environ["WORLD_SIZE"])
-    except (KeyError, ValueError):
-        return Detection(note=note)
-    if per_node < 1 or world % per_node:
-        return Detection(note=f"{note}; its nodes have unequal numbers of processes")
-    return Detection(per_node, world // per_node, note)
+    numbers = whole(environ, "WORLD_SIZE"), whole(environ, "LOCAL_WORLD_SIZE")
+    return of_equal_nodes(*numbers, f"{RUN_ID} is set")
 
 
-class TorchElasticEnvironment(ClusterEnvironment):
+class TorchElasticEnvironment(StartedEnvironment):
     """Ranks from the variables that torchrun sets.
 
     torchrun's workers outlive it when it is killed. The first question for a rank puts an end to that: from then on,
@@ -47,42 +43,37 @@ class TorchElasticEnvironment(ClusterEnvironment):
     spec = TORCHELASTIC
 
     @property
-    def creates_processes_externally(self) -> bool:
-        """Always: torchrun has started them."""
-        return True
-
-    @property
     def main_address(self) -> str:
         """``MASTER_ADDR``."""
-        return _variable("MASTER_ADDR")
+        return _variables.text("MASTER_ADDR")
 
     @property
     def main_port(self) -> int:
         """``MASTER_PORT``."""
-        return _number("MASTER_PORT")
+        return _variables.number("MASTER_PORT", least=1)
 
     @property
     def single_node(self) -> bool:
         """Whether this node has all processes."""
-        return _number("WORLD_SIZE") == _number("LOCAL_WORLD_SIZE")
+        return _variables.number("WORLD_SIZE", least=1) == _variables.number("LOCAL_WORLD_SIZE", least=1)
 
     def world_size(self) -> int:
         """``WORLD_SIZE``."""
-        return _number("WORLD_SIZE")
+        return _variables.number("WORLD_SIZE", least=1)
 
     def global_rank(self) -> int:
         """``RANK``."""
         _die_with_torchrun()
-        return _number("RANK")
+        return _variables.number("RANK")
 
     def local_rank(self) -> int:
         """``LOCAL_RANK``."""
         _die_with_torchrun()
-        return _number("LOCAL_RANK")
+        return _variables.number("LOCAL_RANK")
 
     def node_rank(self) -> int:
         """``GROUP_RANK``."""
-        return _number("GROUP_RANK")
+        return _variables.number("GROUP_RANK")
 
     def shared_store(self, timeout: timedelta) -> Store | None:
         """The store of torchrun's agent, if it lends it to its workers. Called on every rank.
@@ -102,23 +93,3 @@ def _die_with_torchrun() -> None:
     if os.getpid() not in _tied and RUN_ID in os.environ:
         _tied.add(os.getpid())
         die_with_parent()
-
-
-def _variable(name: str) -> str:
-    value = os.environ.get(name)
-    if value is None:
-        raise ConfigurationError(
-            f"The cluster environment 'torchelastic' needs the environment variable {name}, which is not set. Start "
-            "the script with torchrun, which sets it, or leave the cluster environment to be detected."
-        )
-    return value
-
-
-def _number(name: str) -> int:
-    value = _variable(name)
-    try:
-        return int(value)
-    except ValueError:
-        raise ConfigurationError(
-            f"The environment variable {name} is {value!r}, which is no number. torchrun sets it; see what changed it."
-        ) from None

@@ -79,6 +79,21 @@ class ClusterEnvironment(Part):
         """
         return None
 
+    @property
+    def requeue_requested(self) -> bool:
+        """Whether the cluster has told this process that it will stop the job and start it again.
+
+        Who reads True is expected to save, leave its loop and close. Ranks may hear of it at different steps, so they
+        have to agree first, for instance by an ``all_reduce`` of the answers.
+        """
+        return False
+
+    def join(self) -> None:
+        """Begin to act for the job, such as listening for its signals. Called on every rank, once, after `validate`.
+
+        What it begins, `teardown` ends.
+        """
+
     def validate(self, processes_per_node: int, num_nodes: int) -> None:
         """Compare what the user asked for with what was started. Called on every rank before anything is set up.
 

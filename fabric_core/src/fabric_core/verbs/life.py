@@ -14,6 +14,7 @@ from fabric_core.accumulation import Accumulation
 from fabric_core.build import Parts
 from fabric_core.consensus import check_same_plan
 from fabric_core.contracts.accelerator import Accelerator
+from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.data.iteration import LoaderTracker
@@ -68,6 +69,11 @@ class Life:
     def strategy(self) -> Strategy:
         """The strategy that was chosen."""
         return self._parts.strategy
+
+    @property
+    def cluster_environment(self) -> ClusterEnvironment:
+        """The cluster environment that was chosen."""
+        return self._parts.cluster_environment
 
     @property
     def device(self) -> torch.device:
@@ -154,6 +160,7 @@ class Life:
             return
         strategy, environment = self._parts.strategy, self._parts.cluster_environment
         environment.validate(self.plan.processes_per_node, self.plan.num_nodes)
+        environment.join()
         store = strategy.store
         if store is not None:
             check_same_plan(

@@ -1,0 +1,40 @@
+"""The base of environments in which something else has started the processes."""
+
+from __future__ import annotations
+
+from fabric_core.contracts.cluster_environment import ClusterEnvironment
+from fabric_core.errors import ConfigurationError
+
+
+class StartedEnvironment(ClusterEnvironment):
+    """Processes that are there already; a subclass reads who they are."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Always: the processes are there."""
+        return True
+
+    @property
+    def single_node(self) -> bool:
+        """Whether this node has all processes; a subclass says how it knows."""
+        return False
+
+    def validate(self, processes_per_node: int, num_nodes: int) -> None:
+        """Compare what was started with itself, then with what the user asked for. Called on every rank.
+
+        Raises:
+            ConfigurationError: A rank is not below the number of ranks, or the numbers differ from those asked for.
+        """
+        size = self.world_size()
+        self._check("global rank", self.global_rank(), size)
+        super().validate(processes_per_node, num_nodes)
+        self._check("node rank", self.node_rank(), num_nodes)
+        self._check("local rank", self.local_rank(), processes_per_node)
+
+    def _check(self, what: str, rank: int, count: int) -> None:
+        if rank >= count:
+            raise ConfigurationError(
+                f"The cluster environment {self.spec.name!r} gives this process the {what} {rank}, but there are "
+                f"{count} of them, counted from 0. Start the same number of processes on every node, and see whether "
+                "something has changed the environment variables."
+            )
