@@ -27,7 +27,7 @@ with Fabric(accelerator="cpu", devices=1) as fabric:
 
 
 @pytest.mark.parametrize(
-    ("distribution", "flag", "error", "advice"),
+    ("installed", "flag", "error", "advice"),
     [
         ("fabric_core", "strategy=ddp", "UnknownPluginError", "pip install fabric-backends"),
         ("fabric_core", "strategy=fsdp", "UnknownPluginError", "pip install fabric-backends"),
@@ -53,14 +53,14 @@ with Fabric(accelerator="cpu", devices=1) as fabric:
     ],
 )
 def test_a_name_that_cannot_be_had_is_answered_with_what_to_install(
-    distribution: str,
+    installed: str,
     flag: str,
     error: str,
     advice: str,
     alone: Callable[[str], Path],
     run: Callable[..., str],
 ) -> None:
-    folder = alone(distribution)
+    folder = alone(installed)
     answer, still_works = run(folder / SCRIPTS / "python", "-c", ASK, flag, cwd=folder).splitlines()
     assert answer.startswith(error)
     assert advice in answer
@@ -68,7 +68,7 @@ def test_a_name_that_cannot_be_had_is_answered_with_what_to_install(
 
 
 @pytest.mark.parametrize(
-    ("package", "distribution", "flag"),
+    ("package", "installed", "flag"),
     [
         ("deepspeed", "fabric_deepspeed", "strategy=deepspeed_stage_1"),
         ("fairscale", "fabric_backends", "strategy=ddp_sharded_fairscale"),
@@ -77,7 +77,7 @@ def test_a_name_that_cannot_be_had_is_answered_with_what_to_install(
 )
 def test_a_package_that_fails_at_import_is_named_with_its_own_error(
     package: str,
-    distribution: str,
+    installed: str,
     flag: str,
     alone: Callable[[str], Path],
     run: Callable[..., str],
@@ -88,7 +88,7 @@ def test_a_package_that_fails_at_import_is_named_with_its_own_error(
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 99.0\n")
     code = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n{ASK}"
-    folder = alone(distribution)
+    folder = alone(installed)
     program = (folder / SCRIPTS / "python", "-c", code, flag)
     answer, still_works = run(*program, cwd=folder, PJRT_DEVICE="TPU").splitlines()
     assert "built for another PyTorch" in answer
