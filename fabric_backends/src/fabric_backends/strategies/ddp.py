@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fabric_backends.batchnorm import synchronize_batchnorm
+from fabric_backends.communication import Communication
 from fabric_backends.hooks import DDP
 from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT, ParallelStrategy
 from fabric_core.errors import OptionsError, SetupError, unknown_option
@@ -30,6 +33,12 @@ class DDPStrategy(ParallelStrategy):
         gradient_as_bucket_view: Let gradients lie where they are communicated from, which saves a copy of each.
         bucket_cap_mb: How many megabytes of gradients are communicated at once (default: PyTorch's, 25).
         broadcast_buffers: Send rank 0's buffers, such as running means, to every rank before each forward pass.
+        sync_batchnorm: Let layers of batch normalisation use the statistics of all ranks' batches, not only of their
+            own. On devices that have it; the CPU has not.
+        comm_hook: Compress gradients on their way: ``"fp16"``, ``"bf16"``, ``"powersgd"``, ``"batched_powersgd"``, or
+            a function as ``DistributedDataParallel.register_comm_hook`` takes it.
+        comm_state: For PowerSGD the options of its state, for a function whatever it wants to be given.
+        comm_wrapper: ``"fp16"`` or ``"bf16"``: compress what the hook sends once more; or a function.
         process_group_backend, timeout, init_timeout: As in `ParallelStrategy`.
         options: Further arguments of ``DistributedDataParallel``.
 
@@ -47,6 +56,10 @@ class DDPStrategy(ParallelStrategy):
         gradient_as_bucket_view: bool = True,
         bucket_cap_mb: float | None = None,
         broadcast_buffers: bool = True,
+        sync_batchnorm: bool = False,
+        comm_hook: str | Callable[..., Any] | None = None,
+        comm_state: Any = None,
+        comm_wrapper: str | Callable[..., Any] | None = None,
         process_group_backend: str | None = None,
         timeout: float | timedelta = TIMEOUT,
         init_timeout: float | timedelta = INIT_TIMEOUT,
@@ -55,7 +68,9 @@ class DDPStrategy(ParallelStrategy):
         super().__init__(
             process_group_backend=process_group_backend, timeout=timeout, init_timeout=init_timeout
         )
-        _check(options)
+        _check(options, type(self))
+        self._sync_batchnorm = sync_batchnorm
+        self._communication = Communication(comm_hook, comm_state, comm_wrapper)
         self._ddp_options = {
             "find_unused_parameters": find_unused_parameters,
             "static_graph": static_graph,
@@ -71,34 +86,42 @@ class DDPStrategy(ParallelStrategy):
         Returns:
             A ``DistributedDataParallel`` whose ``module`` is the argument; the argument itself when none of its
             parameters is trained.
+
+        Raises:
+            UnsupportedError: The device or the process group cannot do what the options ask for.
         """
+        self.prepare_module(module)
         if not any(parameter.requires_grad for parameter in module.parameters()):
             self.synchronize_module(module)
             return module
         device = self.root_device
         has_number = device.type != "cpu" and device.index is not None
         wrapped = DistributedDataParallel(module, [device.index] if has_number else None, **self._ddp_options)
+        self._communication.register(wrapped)
         if self._membership is not None:
             self._membership.guard(wrapped, _release)
         return wrapped
+
+    def prepare_module(self, module: nn.Module) -> None:
+        """Do what the options ask for before a model is wrapped. Called on every rank by `setup_module`."""
+        if self._sync_batchnorm:
+            synchronize_batchnorm(module, self.root_device, self.world_size)
 
     def hold_gradient_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         """A context in which gradients are added up on each rank alone. Called on every rank."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def _check(options: dict[str, Any]) -> None:
-    known = (_PARAMETERS | _OWN) - _DECIDED_HERE
+def _check(options: dict[str, Any], cls: type[DDPStrategy]) -> None:
+    own = {name for base in cls.__mro__ for name in inspect.signature(base).parameters if base is not object}
+    known = (_PARAMETERS | own) - _DECIDED_HERE - {"options"}
     for name in options:
         if name in _DECIDED_HERE:
             raise OptionsError(
-                f"The option {name!r} of DistributedDataParallel is set by the strategy 'ddp' itself."
+                f"The option {name!r} of DistributedDataParallel is set by the strategy {cls.spec.name!r} itself."
             )
         if name not in known:
-            raise unknown_option("The strategy 'ddp'", name, known)
-
-
-_OWN = frozenset(inspect.signature(DDPStrategy).parameters) - {"options"}
+            raise unknown_option(f"The strategy {cls.spec.name!r}", name, known)
 
 
 def _buffer_option() -> str:
