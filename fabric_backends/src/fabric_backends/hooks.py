@@ -99,6 +99,15 @@ LOCAL_SGD = StrategySpec(
     launcher="script",
     description="every rank trains alone; the parameters are averaged every few steps",
 )
+FSDP = StrategySpec(
+    "fsdp",
+    "fabric_backends.strategies.fsdp:FSDPStrategy",
+    supports=("*",),
+    rejects=("mps",),
+    precisions=("64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
+    launcher="script",
+    description="every process holds a part of the model and gathers the rest while it computes",
+)
 TRUE = PrecisionSpec(
     "true", "fabric_backends.precisions.true:TruePrecision", description="one dtype everywhere"
 )
@@ -117,6 +126,14 @@ SHARDED_MIXED = replace(
     strategies=tuple(preset.name for preset in DDP_SHARDED_PRESETS),
 )
 """Likewise, what `ShardedMixedPrecision` is."""
+
+FSDP_MIXED = PrecisionSpec(
+    "mixed",
+    "fabric_backends.precisions.fully_sharded:FullyShardedMixedPrecision",
+    strategies=("fsdp", "fsdp_cpu_offload", "fsdp_hybrid"),
+    description="float32 shards, gathered and computed with in half precision",
+)
+"""Likewise, what `FullyShardedMixedPrecision` is."""
 
 TORCHELASTIC = ClusterEnvironmentSpec(
     "torchelastic",
@@ -245,6 +262,19 @@ def fabric_strategies() -> Iterator[StrategySpec]:
     yield from DDP_SHARDED_PRESETS
     yield LOCAL_SGD
     yield TENSOR_PARALLEL
+    yield FSDP
+    yield replace(
+        FSDP,
+        name="fsdp_cpu_offload",
+        options={"cpu_offload": True},
+        description="fsdp that keeps its shards in the memory of the CPU",
+    )
+    yield replace(
+        FSDP,
+        name="fsdp_hybrid",
+        options={"shard_size": "node"},
+        description="fsdp that shards within a node, and keeps a replica on each",
+    )
 
 
 @hookimpl
@@ -274,6 +304,8 @@ def fabric_precisions() -> Iterator[PrecisionSpec]:
             "the same, where a rank has only some of the gradients",
         ),
         (MIXED, "bfloat16", "bf16-mixed", ("bf16",), "float32 weights, bfloat16 computation"),
+        (FSDP_MIXED, "float16", "16-mixed", ("16",), "float32 shards, float16 computation, scaled losses"),
+        (FSDP_MIXED, "bfloat16", "bf16-mixed", ("bf16",), "float32 shards, bfloat16 computation"),
     ):
         yield replace(base, name=name, aliases=aliases, options={"dtype": dtype}, description=description)
 

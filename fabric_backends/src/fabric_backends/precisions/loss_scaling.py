@@ -96,7 +96,7 @@ class LossScaling:
             self._check(optimizer, known)
         known.stepped = self._update_is_due = True
         found = self.scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values()
-        if known.judges_itself:
+        if known.judges_itself and not _is_spread(optimizer):
             return self._step_unjudged(optimizer, step, found)
         return None if any(infinite.item() for infinite in found) else step()
 
@@ -149,7 +149,14 @@ class LossScaling:
 
     def _unscale(self, optimizer: Optimizer) -> None:
         """Divide gradients by the scale, and remember whether one of them is infinite or NaN."""
-        self.scaler.unscale_(optimizer)
+        if _is_spread(optimizer):
+            from fabric_backends.precisions.shards import (
+                unscale_shards,
+            )  # sharded tensors take time to import
+
+            unscale_shards(self.scaler, optimizer)
+        else:
+            self.scaler.unscale_(optimizer)
 
     def _bring_to_scale(self, parameters: Iterable[Tensor]) -> None:
         """Multiply gradients by what they lack of the current scale. A parameter may have several optimizers."""
@@ -195,5 +202,12 @@ def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
 
 
 def _values(gradient: Any) -> Tensor:
+    if hasattr(gradient, "to_local"):  # a sharded one
+        gradient = gradient.detach().to_local()
     values: Tensor = gradient._values() if gradient.is_sparse else gradient
     return values.detach()
+
+
+def _is_spread(optimizer: Optimizer) -> bool:
+    """Whether this rank holds only a part of some gradient."""
+    return any(hasattr(parameter.grad, "to_local") for parameter in _parameters(optimizer))

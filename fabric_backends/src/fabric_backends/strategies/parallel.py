@@ -253,7 +253,7 @@ class ParallelStrategy(Strategy):
         failure: Exception | None = None
         checkpoint: dict[str, Any] = {}
         try:
-            checkpoint = self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
+            checkpoint = self.read_checkpoint(path, weights_only)
         except Exception as error:  # the other ranks wait, and have to be told
             failure = error
         failed = self._first_failure(failure, range(self.world_size))
@@ -266,6 +266,10 @@ class ParallelStrategy(Strategy):
             f"Rank {rank} could not read the checkpoint {path}, which rank {self.global_rank} can: {reason} "
             "Is it on a disk that all nodes share?"
         )
+
+    def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        """What `load_checkpoint` does on each rank, by itself; the others are told when it fails."""
+        return self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
 
     def _first_failure(self, failure: Exception | None, workers: Sequence[int]) -> tuple[int, str] | None:
         """The first of some ranks that has failed, and why. Called on every rank, by ``workers`` when they are done.

@@ -1,0 +1,256 @@
+"""The base of strategies that keep the parameters of a model in shards, as ``DTensor`` in place of the user's."""
+
+from __future__ import annotations
+
+import secrets
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary, ref
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.serialization import config as serialization
+
+from fabric_backends.sharding import clipping, folder, restoring
+from fabric_backends.sharding import held as gradients
+from fabric_backends.sharding.rebinding import Rebinding
+from fabric_backends.sharding.tensors import is_sharded, local_part, mapped, whole
+from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT, ParallelStrategy
+from fabric_core.errors import CheckpointError, OptionsError, did_you_mean
+
+CheckpointKind = Literal["sharded", "full"]
+
+_FOREVER = timedelta(days=30)  # writing takes as long as it takes
+
+
+class ShardedStrategy(ParallelStrategy):
+    """Everything about sharded parameters but how they come to be sharded.
+
+    Optimizers made before their model is set up go on with its shards, clipping sees the shards of all ranks, and
+    checkpoints are written in shards or whole. It works for whatever mesh the parameters are spread over; a model may
+    have plain parameters too, equal on all ranks. A subclass shards modules, within ``self.rebinding.watch(module)``.
+
+    Args:
+        checkpoint: How ``save`` writes. ``"sharded"``: a folder to which each rank writes its own shards. ``"full"``:
+            one file, the same as strategies write whose ranks hold the whole model; rank 0 has to have the memory for
+            it. Reading tells them apart by itself, on any number of ranks.
+        process_group_backend, timeout, init_timeout: As in `ParallelStrategy`.
+
+    Raises:
+        OptionsError: There is no such kind of checkpoint.
+    """
+
+    forward_only = True
+
+    def __init__(
+        self,
+        *,
+        checkpoint: CheckpointKind = "sharded",
+        process_group_backend: str | None = None,
+        timeout: float | timedelta = TIMEOUT,
+        init_timeout: float | timedelta = INIT_TIMEOUT,
+    ) -> None:
+        super().__init__(
+            process_group_backend=process_group_backend, timeout=timeout, init_timeout=init_timeout
+        )
+        kinds = get_args(CheckpointKind)
+        if checkpoint not in kinds:
+            raise OptionsError(
+                f"The option checkpoint is {checkpoint!r}.{did_you_mean(str(checkpoint), kinds)} It takes 'sharded' or "
+                "'full'."
+            )
+        self.checkpoint: CheckpointKind = checkpoint
+        self.rebinding = Rebinding()
+        self._checkpoint_group: Any = None
+        self._models: WeakKeyDictionary[nn.Module, list[ref[Any]]] = WeakKeyDictionary()
+        self._holds = False
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Let go of the models, then leave the process group. Called on every rank; safe to call twice."""
+        group, self._checkpoint_group = self._checkpoint_group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
+        super().teardown()
+
+    # -- setting up -----------------------------------------------------------------------------------------------
+
+    def remember(self, module: nn.Module) -> None:
+        """Keep an eye on a model that is sharded now. Called on every rank by `setup_module`."""
+        self._models[module] = [ref(part) for part in gradients.sharded_modules(module)]
+        if self._membership is not None:
+            self._membership.guard(module, gradients.let_go)
+
+    def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Let an optimizer that was made before its model was sharded go on with the shards. Called on every rank."""
+        self.rebinding.follow(optimizer)
+        return optimizer
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    def optimizer_step(
+        self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None
+    ) -> Any:
+        """As the contract. What a forward pass without a backward pass has gathered would be out of date: drop it."""
+        for parts in self._models.values():
+            for part in parts:
+                gathered = part()
+                if gathered is not None:
+                    gathered.reshard()
+        return super().optimizer_step(optimizer, step, closure)
+
+    def hold_gradient_sync(self, module: nn.Module) -> AbstractContextManager[None]:
+        """A context in which gradients are added up on each rank alone, whole, and not yet sharded."""
+        self._holds = True
+        return gradients.held(module)
+
+    def zero_gradients(
+        self, optimizer: Optimizer, zero_grad: Callable[..., None], *args: Any, **kwargs: Any
+    ) -> None:
+        """As the contract; also drops what `hold_gradient_sync` has held back."""
+        zero_grad(*args, **kwargs)
+        if self._holds:
+            own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            gradients.drop_held(self._models, own)
+
+    def scale_gradients(self, module: nn.Module, factor: float) -> None:
+        """As the contract; also scales what `hold_gradient_sync` has held back."""
+        gradients.reshard(module)
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                local_part(parameter.grad).mul_(factor)
+        gradients.scale_held(module, factor)
+
+    def clip_gradients_norm(
+        self,
+        module: nn.Module,
+        parameters: list[nn.Parameter],
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = True,
+    ) -> Tensor:
+        """As the contract: the norm is that of the whole gradients, and equal on all ranks."""
+        return clipping.clip_norm_(parameters, max_norm, norm_type, error_if_nonfinite, self.root_device)
+
+    def clip_gradients_value(
+        self, module: nn.Module, parameters: list[nn.Parameter], clip_value: float
+    ) -> None:
+        """As the contract."""
+        clipping.clip_value_(parameters, clip_value)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
+        """The state of a module; what is sharded comes as shards, which `save_checkpoint` knows how to write."""
+        gradients.reshard(module)
+        return module.state_dict()
+
+    def load_module_state_dict(
+        self, module: nn.Module, state: Mapping[str, Any], strict: bool = True
+    ) -> None:
+        """As the contract; each rank reads only what it holds."""
+        gradients.reshard(module)
+        module.load_state_dict(restoring.module_state_for(module, state), strict=strict)
+
+    def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """As the contract; each rank reads only what it holds."""
+        optimizer.load_state_dict(restoring.optimizer_state_for(optimizer, state))
+
+    def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Write a folder of shards or one file, as the option ``checkpoint`` says. Called on every rank.
+
+        Raises:
+            CheckpointError: It cannot be written; on every rank. What was there before is intact.
+        """
+        if self.checkpoint == "full":
+            super().save_checkpoint(path, mapped(checkpoint, self._whole))
+        else:
+            self._save_folder(path, checkpoint)
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """On rank 0 the whole tensor, on the CPU if it was sharded."""
+        if not is_sharded(tensor):
+            return tensor
+        full = whole(tensor)
+        return full.cpu() if self.global_rank == 0 else full.new_empty(0)
+
+    def _save_folder(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        temporary = folder.temporary_for(path, self.broadcast(secrets.token_hex(4)))
+        save_values = self.surroundings.checkpoint_io.save
+
+        def prepare() -> None:
+            folder.remove_abandoned(path)
+            temporary.mkdir(parents=True)
+
+        def finish() -> None:
+            save_values(temporary / folder.VALUES, folder.without_shards(checkpoint))
+            folder.finish(temporary, path)
+
+        everyone = range(self.world_size)
+        try:
+            self._write(path, prepare, range(1))
+            self._write(path, lambda: folder.write_shards(temporary, checkpoint, self._group()), everyone)
+            self._write(path, finish, range(1))
+        finally:
+            if self.global_rank == 0:
+                folder.remove(temporary)
+
+    def _write(self, path: Path, action: Callable[[], None], ranks: range) -> None:
+        """Do one part of the writing on some ranks, and succeed or fail on all of them."""
+        failure: Exception | None = None
+        if self.global_rank in ranks:
+            try:
+                action()
+            except Exception as error:  # the other ranks wait, and have to be told
+                failure = error
+        failed = self._first_failure(failure, ranks)
+        if failed is not None:
+            raise CheckpointError(
+                f"Rank {failed[0]} could not write the checkpoint {str(path)!r}: {failed[1]}. What was there before is "
+                "untouched."
+            ) from failure
+
+    def _group(self) -> Any:
+        """A group for the writing, in which a rank may wait for a slow disk of another. Called on every rank."""
+        if self._checkpoint_group is None and self.world_size > 1:
+            self._checkpoint_group = dist.new_group(backend="gloo", timeout=_FOREVER)
+        return self._checkpoint_group
+
+    def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        """Read a folder of shards, or one file; tensors are read when somebody restores them."""
+        found = folder.find(path)
+        load_values = self.surroundings.checkpoint_io.load
+        if found is None:
+            with _memory_mapped(path):
+                return load_values(path, weights_only=weights_only)
+        shards = folder.ShardedFolder(found)
+        values = load_values(found / folder.VALUES, weights_only=weights_only)
+        checkpoint: dict[str, Any] = folder.with_stored(values, shards)
+        return checkpoint
+
+    def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
+        """As the contract: everything is read whole."""
+        plain: dict[str, Any] = mapped(rest, _read, (Tensor, folder.StoredTensor))
+        return plain
+
+
+def _read(tensor: Any) -> Tensor:
+    plain: Tensor = tensor.read() if isinstance(tensor, folder.StoredTensor) else tensor.clone()
+    return plain
+
+
+@contextmanager
+def _memory_mapped(path: Path) -> Iterator[None]:
+    """While this is open, files are mapped and not read, so that each rank reads only what it holds."""
+    if not zipfile.is_zipfile(path):  # the format of old cannot be mapped
+        yield
+        return
+    settings: Any = serialization
+    with settings.patch({"load.mmap": True}):
+        yield
