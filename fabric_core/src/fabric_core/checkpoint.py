@@ -130,6 +130,8 @@ def restore_raw(checkpoint: Any, obj: Any, strategy: Strategy, strict: bool, nam
             strategy.load_module_state_dict(original, checkpoint, strict=strict)
         else:
             strategy.load_optimizer_state_dict(original, checkpoint)
+    except CheckpointError:  # of a strategy that reads only now: it is not about what fits
+        raise
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
         raise CheckpointError(
             f"{what} does not fit this {type(original).__name__}; what did fit may have been loaded. "
@@ -179,9 +181,9 @@ def _restore_entries(
             if rest:
                 saved[key] = rest
         elif _has_state(value):
-            value.load_state_dict(rest)
+            value.load_state_dict(strategy.plain_value(rest))
         elif isinstance(state, MutableMapping | list):
-            state[key] = rest
+            state[key] = strategy.plain_value(rest)
         else:
             raise WrongTypeError(
                 f"The value {name!r} cannot be replaced inside of a {type(state).__name__}. Use a dictionary or a list."

@@ -234,10 +234,13 @@ class ShardedStrategy(ParallelStrategy):
         checkpoint: dict[str, Any] = folder.with_stored(values, shards)
         return checkpoint
 
+    def plain_value(self, value: Any) -> Any:
+        """As the contract: what lies in a folder is read whole."""
+        return mapped(value, _read, (Tensor, folder.StoredTensor))
+
     def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
         """As the contract: everything is read whole."""
-        plain: dict[str, Any] = mapped(rest, _read, (Tensor, folder.StoredTensor))
-        return plain
+        return {name: self.plain_value(value) for name, value in rest.items()}
 
 
 def _read(tensor: Any) -> Tensor:

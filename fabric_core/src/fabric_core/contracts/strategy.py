@@ -358,6 +358,13 @@ class Strategy(Part):
         """Read what `save_checkpoint` wrote. Called on every rank. Errors as `CheckpointIO.load`."""
         return self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
 
+    def plain_value(self, value: Any) -> Any:
+        """Make plain what a user, or an object of theirs with ``load_state_dict``, gets out of `load_checkpoint`.
+
+        Called on every rank by ``load``, for each such entry that the state asks for; see [Note: state of one's own].
+        """
+        return value
+
     def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
         """Finish a ``load``. Called on every rank, last.
 
