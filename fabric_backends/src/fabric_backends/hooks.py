@@ -74,22 +74,20 @@ DDP_SHARDED = StrategySpec(
     launcher="script",
     description="ddp in which each rank keeps the optimizer's state for a part of the parameters",
 )
-DDP_SHARDED_PRESETS = (
+DDP_SHARDED_SPAWN = replace(
     DDP_SHARDED,
-    replace(
-        DDP_SHARDED,
-        name="ddp_sharded_spawn",
-        launcher="spawn",
-        description="ddp_sharded, its processes started afresh to run a function",
-    ),
-    replace(
-        DDP_SHARDED,
-        name="ddp_sharded_fairscale",
-        options={"engine": "fairscale"},
-        requires=("fairscale>=0.4.13",),
-        description="ddp_sharded with FairScale's engine, which shards the gradients, too",
-    ),
+    name="ddp_sharded_spawn",
+    launcher="spawn",
+    description="ddp_sharded, its processes started afresh to run a function",
 )
+DDP_SHARDED_FAIRSCALE = replace(
+    DDP_SHARDED,
+    name="ddp_sharded_fairscale",
+    options={"engine": "fairscale"},
+    requires=("fairscale>=0.4.13",),
+    description="ddp_sharded with FairScale's engine, which shards the gradients, too",
+)
+DDP_SHARDED_PRESETS = (DDP_SHARDED, DDP_SHARDED_SPAWN, DDP_SHARDED_FAIRSCALE)
 LOCAL_SGD = StrategySpec(
     "local_sgd",
     "fabric_backends.strategies.local_sgd:LocalSGDStrategy",
