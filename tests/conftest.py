@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+NOT_RUN = "not run: "
+"""How the reason begins of a test that is skipped because this machine lacks what it runs on."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,3 +23,14 @@ def _signals_are_heard() -> Iterator[None]:
     yield
     for signum in ignored:
         signal.signal(signum, signal.SIG_IGN)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many tests on real engines were not run, and why."""
+    stats = terminalreporter.stats
+    reasons = [str(report.longrepr[2]).removeprefix("Skipped: ") for report in stats.get("skipped", [])]
+    missing = Counter(reason.removeprefix(NOT_RUN) for reason in reasons if reason.startswith(NOT_RUN))
+    run = sum("engine" in report.keywords for report in (*stats.get("passed", []), *stats.get("failed", [])))
+    if run or missing:
+        causes = "".join(f"\n  {count}: {reason}" for reason, count in missing.items())
+        terminalreporter.write_line(f"{missing.total()} engine test(s) not run, {run} run{causes}")

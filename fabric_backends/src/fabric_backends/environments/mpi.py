@@ -30,6 +30,7 @@ class Launcher:
         name: What people call it.
         rank, size: Variables of the global rank and of the number of ranks.
         local_rank, local_size: The same within a node; ``None`` where it does not tell.
+        libraries: How the MPI libraries that go with it call themselves.
         mark: The variable that it is known by; by default the first.
     """
 
@@ -38,6 +39,7 @@ class Launcher:
     size: str
     local_rank: str | None = None
     local_size: str | None = None
+    libraries: tuple[str, ...] = ()
     mark: str = ""
 
     def started(self, environ: Mapping[str, str]) -> bool:
@@ -52,6 +54,7 @@ LAUNCHERS = (
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ("Open MPI", "Spectrum MPI"),
     ),
     Launcher(
         "MVAPICH",
@@ -59,6 +62,7 @@ LAUNCHERS = (
         "MVP_COMM_WORLD_SIZE",
         "MVP_COMM_WORLD_LOCAL_RANK",
         "MVP_COMM_WORLD_LOCAL_SIZE",
+        ("MVAPICH",),
     ),
     Launcher(
         "MVAPICH2",
@@ -66,6 +70,7 @@ LAUNCHERS = (
         "MV2_COMM_WORLD_SIZE",
         "MV2_COMM_WORLD_LOCAL_RANK",
         "MV2_COMM_WORLD_LOCAL_SIZE",
+        ("MVAPICH",),
     ),
     Launcher(
         "MPICH or Intel MPI",
@@ -73,6 +78,7 @@ LAUNCHERS = (
         "PMI_SIZE",
         "MPI_LOCALRANKID",
         "MPI_LOCALNRANKS",
+        ("MPICH", "Intel", "MVAPICH", "CRAY"),
         mark="MPI_LOCALRANKID",
     ),
 )
@@ -160,7 +166,7 @@ class MPIEnvironment(StartedEnvironment):
 
     def _census(self) -> Census:
         if self._counted is None:
-            self._counted = take_census(self.global_rank(), self.world_size())
+            self._counted = take_census(self.global_rank(), self.world_size(), _launcher().libraries)
         return self._counted
 
 
