@@ -69,8 +69,8 @@ class Communication:
             module.register_comm_hook(self._new_state() if self._makes_state else self._state, hook)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UnsupportedError(
-                f"Gradients cannot be sent by comm_hook={self._name!r} here: {error} Leave comm_hook out, or use another "
-                f"one; by name there are {listing(HOOKS)}."
+                f"Gradients cannot be sent by comm_hook={self._name!r} here: {error} Leave comm_hook out, or use "
+                f"another one; by name there are {listing(HOOKS)}."
             ) from error
 
     def _check_options(self, state: Any) -> None:

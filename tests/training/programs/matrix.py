@@ -71,6 +71,8 @@ def options_of(strategy: str, processes: int) -> dict[str, Any]:
     """What a strategy has to be told about the model, or to use two axes of a mesh of four."""
     told: dict[str, dict[str, Any]] = {
         "tensor_parallel": {"parallelize_fn": parallelize, "data_parallel_size": 2 if processes == 4 else 1},
+        "ddp_sharded_spawn": {"engine": "torch"},  # where FairScale is installed, the other two use that
+        "local_sgd": {"warmup_steps": 10**6},  # it equals the plain loop as long as gradients are averaged
         "fsdp_hybrid": {} if processes < 4 else {"device_mesh": (2, 2)},
     }
     return told.get(strategy, {})

@@ -102,6 +102,11 @@ class DDPStrategy(ParallelStrategy):
             self._membership.guard(wrapped, _release)
         return wrapped
 
+    @property
+    def compresses(self) -> bool:
+        """Whether a hook was asked for that has its own way with gradients."""
+        return self._communication.hook is not None
+
     def prepare_module(self, module: nn.Module) -> None:
         """Do what the options ask for before a model is wrapped. Called on every rank by `setup_module`."""
         if self._sync_batchnorm:
@@ -134,10 +139,15 @@ def _release(wrapped: DistributedDataParallel) -> None:
     attributes: dict[str, Any] = {"reducer": None, "logger": None, "process_group": None}
     for name, value in attributes.items():
         setattr(wrapped, name, value)
-    wrapped.forward = partial(_forward_alone, wrapped.module)  # type: ignore[method-assign]
+    wrapped.forward = partial(forward_alone, wrapped.module)  # type: ignore[method-assign]
 
 
-def _forward_alone(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def forward_alone(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward pass of a model whose strategy is gone.
+
+    Raises:
+        SetupError: It would be trained.
+    """
     if module.training and torch.is_grad_enabled():
         raise SetupError(
             "This model was set up by a Fabric that is closed: its gradients are no longer averaged over the ranks. "
