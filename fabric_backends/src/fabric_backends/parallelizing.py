@@ -15,7 +15,7 @@ from fabric_backends.meshes import DATA
 from fabric_backends.sharding.materializing import materialize, warn_of_undefined
 from fabric_backends.sharding.tensors import is_sharded, local_part, sharded_like
 from fabric_backends.sharding.units import inside_out
-from fabric_core.data.collections import map_tensors
+from fabric_backends.sharding.views import keep_views_inside
 from fabric_core.errors import SetupError, WrongTypeError, listing
 
 Plan = Callable[[DeviceMesh], Any]
@@ -62,7 +62,7 @@ def carry_out(plan: Plan, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     _check_still_shared(module, shared)
     if mesh[DATA].size() > 1:
         if not isinstance(module, FSDPModule):
-            module.register_forward_hook(lambda *call: _without_views(call[-1]))
+            keep_views_inside(module)
             fully_shard(module, mesh=mesh[DATA])
         _check_averaged(module)
     return module if returned is None else returned
@@ -105,27 +105,6 @@ def _check_averaged(module: nn.Module) -> None:
 def _lies_on(parameter: nn.Parameter, axis: str) -> bool:
     tensor: Any = parameter
     return is_sharded(tensor) and axis in (tensor.device_mesh.mesh_dim_names or ())
-
-
-class _Detached(torch.autograd.Function):
-    """The identity. Its result shares the memory of its argument, but is no view of it to autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.detach()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-def _without_views(output: Any) -> Any:
-    """For what a model returns, before ``fully_shard`` attaches hooks to it: changing a view in place would drop them.
-
-    What leaves a layer that was cut into rows or columns is always a view.
-    """
-    detached: Any = _Detached.apply
-    return map_tensors(lambda tensor: tensor if tensor._base is None else detached(tensor), output)
 
 
 def give_values(module: nn.Module, device: torch.device) -> None:

@@ -24,6 +24,7 @@ from fabric_backends.sharding.identity import refuse_copies
 from fabric_backends.sharding.materializing import materialize, warn_of_undefined
 from fabric_backends.sharding.recomputing import Recomputed, check_recomputed, recompute
 from fabric_backends.sharding.units import Policy, UnitPolicy, is_container, own_modules
+from fabric_backends.sharding.views import keep_views_inside
 from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT
 from fabric_backends.strategies.sharded import CheckpointKind, ShardedStrategy
 from fabric_core.contracts.strategy import Surroundings
@@ -151,6 +152,7 @@ class FSDPStrategy(ShardedStrategy):
                 own = own_modules(unit, set(units) - {unit})
                 undefined += materialize(own, self.root_device)
                 self._synchronize(own)
+                keep_views_inside(unit)
                 fully_shard(unit, mp_policy=self._policy(unit is module), **self._arguments)
         refuse_copies(module)
         warn_of_undefined(module, undefined)
