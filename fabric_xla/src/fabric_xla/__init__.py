@@ -1,4 +1,1 @@
-"""TPU and XLA devices as a plugin of fabric-core.
-
-Nothing works yet, so nothing is registered: see `fabric_xla.hooks`.
-"""
+"""TPU and XLA devices as a plugin of fabric-core. What it offers is in `fabric_xla.hooks`."""

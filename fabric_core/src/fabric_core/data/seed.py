@@ -12,8 +12,8 @@ import operator
 import os
 import random
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class _Choice(NamedTuple):
 @dataclass
 class _State:
     choice: _Choice | None = None
+    others: dict[str, Callable[[int], None]] = field(default_factory=dict)
 
 
 _state = _State()
@@ -63,9 +64,24 @@ def seed_everything(seed: int | None = None, workers: bool = True, verbose: bool
     value = (current_seed() or 0) if seed is None else _checked(seed)
     _state.choice = _Choice(value, bool(workers))
     _seed_all(value)
+    for seed_other in _state.others.values():
+        seed_other(value)
     if verbose:
         sys.stderr.write(f"Seed set to {value}.\n")
     return value
+
+
+def seed_also(name: str, seed_other: Callable[[int], None]) -> None:
+    """Seed random numbers that ``torch.manual_seed`` does not reach, whenever the run is seeded. Called by accelerators.
+
+    Args:
+        name: Whose numbers they are; a later call with the same name takes the place of an earlier one.
+        seed_other: Gets the seed: now, if the run has one already, and at each `seed_everything` from now on.
+    """
+    _state.others[name] = seed_other
+    seed = current_seed()
+    if seed is not None:
+        seed_other(seed)
 
 
 def current_seed() -> int | None:

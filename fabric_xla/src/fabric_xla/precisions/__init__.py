@@ -1,0 +1,1 @@
+"""The precisions of the XLA strategies, one file each."""

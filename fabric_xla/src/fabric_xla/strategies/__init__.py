@@ -1,0 +1,1 @@
+"""The strategies of this distribution, one file each."""
