@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,27 @@ class Job:
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     return Job(tmp_path)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Callable[[str], Job]:
+    """Jobs by name, each with a folder of its own."""
+
+    def make(name: str) -> Job:
+        (tmp_path / name).mkdir()
+        return Job(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def ray_environ(clean_environ: dict[str, str]) -> dict[str, str]:
+    """The variables for a Ray that writes no token, asks nobody, and reports nothing."""
+    try:
+        importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("not run: Ray is not installed (pip install ray)")
+    return {**clean_environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture(scope="session")
