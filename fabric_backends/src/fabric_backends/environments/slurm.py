@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ _OTHER_STARTERS = (
     "PMI_RANK",
     "RAY_RAYLET_PID",
 )
+_GROUP = re.compile(r"([1-9][0-9]*)(?:\(x[0-9]+\))?")  # 2 tasks on each of 3 nodes: "2(x3)"
 _ORDER_TIMEOUT = 60.0  # seconds that scontrol may take
 
 _variables = Variables("slurm", "Start the script with srun, which sets it", "srun")
@@ -193,9 +195,8 @@ def _say_if_alone(environ: Mapping[str, str]) -> None:
 
 def _tasks_per_node(text: str) -> list[int]:
     """``"2(x3),1"`` as ``[2, 2, 2, 1]``, but equal neighbours once; empty when it is anything else."""
-    with suppress(ValueError):
-        return [int(part.partition("(")[0]) for part in text.split(",")]
-    return []
+    groups = [_GROUP.fullmatch(part) for part in text.split(",")]
+    return [int(group[1]) for group in groups if group] if all(groups) else []
 
 
 def _host_of_rank_zero() -> str:
