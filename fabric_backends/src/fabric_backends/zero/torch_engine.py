@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from fabric_backends.strategies.ddp import DDPStrategy
 from fabric_backends.zero.part import Part
+
+
+def _zero_redundancy_optimizer() -> Any:
+    with warnings.catch_warnings():  # its package compiles functions in a way that PyTorch deprecates
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    return ZeroRedundancyOptimizer
 
 
 class TorchEngine:
@@ -33,7 +40,7 @@ class TorchEngine:
 
     def _make(self, groups: list[dict[str, Any]], local: Any) -> Any:
         # One buffer per rank holds its parameters, so that they are sent in one go.
-        return ZeroRedundancyOptimizer(groups, local, parameters_as_bucket_view=True)
+        return _zero_redundancy_optimizer()(groups, local, parameters_as_bucket_view=True)
 
     def wrap(self, module: nn.Module, parts: list[Part]) -> nn.Module:
         """Average the gradients of a model from now on. Called on every rank, after its optimizers were divided."""
