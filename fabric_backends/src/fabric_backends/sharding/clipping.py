@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate
-from torch.nn.utils import get_total_norm
 
 from fabric_backends import collectives
 from fabric_backends.sharding.tensors import is_sharded, local_part
@@ -47,7 +46,7 @@ def total_norm(gradients: Iterable[Tensor], norm_type: float, device: torch.devi
         device: Where the ranks talk to each other.
 
     Returns:
-        A plain 0-dimensional tensor on ``device``, equal on every rank; float32, or float64 where a gradient is.
+        A plain 0-dimensional tensor on ``device``, equal on every rank, in the dtype of the gradients.
 
     Raises:
         ConfigurationError: ``norm_type`` is not above 0.
@@ -56,21 +55,20 @@ def total_norm(gradients: Iterable[Tensor], norm_type: float, device: torch.devi
         raise ConfigurationError(
             f"norm_type={norm_type!r} cannot be used to clip gradients. It takes a number above 0, or inf."
         )
-    spread: dict[Axes, list[Tensor]] = {}
-    for gradient in gradients:
-        spread.setdefault(_axes(gradient), []).append(local_part(gradient))
-    dtype = functools.reduce(
-        torch.promote_types, (part.dtype for parts in spread.values() for part in parts), torch.float32
-    )
-    norms = []
-    for axes, parts in spread.items():
-        filled = [part for part in parts if part.numel()]
-        here = get_total_norm(filled, norm_type).to(device, dtype)
-        norms.append(_over_axes(here, axes, norm_type))
-    if not norms:
+    every = [(_axes(gradient), gradient.dtype, local_part(gradient)) for gradient in gradients]
+    if not every:
         return torch.zeros((), device=device)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
-    return norm
+    norms: list[Tensor] = [torch.empty(0)] * len(every)
+    for axes in dict.fromkeys(axes for axes, _, _ in every):
+        numbers = [number for number, (own, _, _) in enumerate(every) if own == axes]
+        there = _over_axes(
+            _norms([every[number][2] for number in numbers], norm_type, device), axes, norm_type
+        )
+        for number, norm in zip(numbers, there, strict=True):
+            norms[number] = norm.to(every[number][1])  # rounded as the norm of a whole gradient would be
+    dtype = functools.reduce(torch.promote_types, (norm.dtype for norm in norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(dtype) for norm in norms]), norm_type)
+    return total
 
 
 def clip_norm_(
@@ -119,11 +117,22 @@ def _axes(gradient: Tensor) -> Axes:
     return (gradient.device_mesh, axes) if axes else (None, ())
 
 
-def _over_axes(norm: Tensor, axes: Axes, norm_type: float) -> Tensor:
-    """The norm of the norms of all ranks along some axes of a mesh."""
+def _norms(parts: list[Tensor], norm_type: float, device: torch.device) -> Tensor:
+    """The norm of each of N tensors: (N,), in float32 at least."""
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts), torch.float32)
+    norms = torch.zeros(len(parts), dtype=dtype, device=device)
+    filled = [number for number, part in enumerate(parts) if part.numel()]
+    if filled:
+        found = torch._foreach_norm([parts[number] for number in filled], norm_type, dtype=dtype)
+        norms[filled] = torch.stack([norm.to(device) for norm in found])
+    return norms
+
+
+def _over_axes(norms: Tensor, axes: Axes, norm_type: float) -> Tensor:
+    """For each of N norms (N,), the norm of those of all ranks along some axes of a mesh."""
     mesh, numbers = axes
     if mesh is not None:
         for number in numbers:
-            everyone = collectives.all_gather(norm, mesh.get_group(number))
-            norm = torch.linalg.vector_norm(everyone, norm_type)
-    return norm
+            everyone = collectives.all_gather(norms, mesh.get_group(number))  # (ranks, N)
+            norms = torch.linalg.vector_norm(everyone, norm_type, dim=0)
+    return norms

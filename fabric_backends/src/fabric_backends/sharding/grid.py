@@ -23,7 +23,7 @@ def check_options(shape: Any, shard_size: Any) -> None:
     Raises:
         OptionsError: They cannot.
     """
-    if shape is not None and shard_size is not None:
+    if shape is not None and shard_size not in (None, "node"):
         raise OptionsError(
             f"Both device_mesh={shape!r} and shard_size={shard_size!r} were given; each of them says over how many "
             "processes a model is sharded. Keep one of them."
@@ -42,18 +42,20 @@ def check_options(shape: Any, shard_size: Any) -> None:
 def shape_for(
     shape: MeshShape, shard_size: int | Literal["node"] | None, world_size: int, per_node: int
 ) -> tuple[int, ...]:
-    """How many replicas there are, if more than one, and into how many shards each is divided.
+    """How many replicas there are, if more than one, and into how many shards each is divided. The shape wins.
 
     Raises:
         OptionsError: Together they do not make the number of processes.
     """
-    if shard_size is not None:
-        shards = per_node if shard_size == "node" else shard_size
-        wanted: tuple[int, ...] = (world_size // shards, shards)
-    elif isinstance(shape, DeviceMesh):
+    if isinstance(shape, DeviceMesh):
         wanted = tuple(shape.mesh.shape)
+    elif shape is not None:
+        wanted = tuple(shape)
+    elif shard_size is not None:
+        shards = per_node if shard_size == "node" else shard_size
+        wanted = (world_size // shards, shards)
     else:
-        wanted = (world_size,) if shape is None else shape
+        wanted = (world_size,)
     if math.prod(wanted) != world_size:
         names = (REPLICATE, SHARD)[-len(wanted) :]
         product = " * ".join(f"{name}({size})" for name, size in zip(names, wanted, strict=True))
