@@ -25,7 +25,8 @@ class UnitPolicy:
 
     Attributes:
         policy: See `Policy`.
-        min_parameters: With ``"auto"``, how many parameters make a unit.
+        min_parameters: With ``"auto"``, how many parameters make a unit; with classes, how many may be in one without
+            a warning that none of the classes was found.
 
     Raises:
         OptionsError: The policy is none of these, or the number is not above 0.
@@ -54,7 +55,7 @@ class UnitPolicy:
         if policy == "auto":
             return _large_ones(model, self.min_parameters, _size(model))
         found = list(chosen_by(policy, model))
-        if not found and not callable(policy):
+        if not found and not callable(policy) and _size(model) >= self.min_parameters:
             names = ", ".join(sorted(cls.__name__ for cls in policy))
             warnings.warn(
                 f"No module of the {type(model).__name__} is a {names}, so auto_wrap_policy makes one unit of it all, "
