@@ -106,18 +106,18 @@ def test_a_script_that_srun_has_not_started_is_no_task_and_is_told_so(slurm: Clu
 def test_interactive_shells_are_no_jobs_but_the_steps_that_are_started_from_them_are(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    shell = written(
-        tmp_path, f"{' '.join(map(str, DETECTED))}\nsrun -n2 {' '.join(map(str, DETECTED))} </dev/null"
-    )
+    detected, out = " ".join(map(str, DETECTED)), tmp_path / "out"  # a terminal may lose what is printed last
+    shell = written(tmp_path, f"{detected} >> {out}\nsrun -n2 {detected} </dev/null >> {out}")
     # "script" gives srun and salloc the terminal that they want.
-    by_salloc = seen(
-        slurm, "script", "-qec", "salloc -n2", "/dev/null", input=f"bash {shell}\nexit\n", timeout=40
-    )
+    slurm.ask("script", "-qec", "salloc -n2", "/dev/null", input=f"bash {shell}\nexit\n")
+    by_salloc = [json.loads(line) for line in out.read_text().splitlines()]
     assert [one["environment"] for one in by_salloc] == ["local", "slurm", "slurm"]
-    shell = written(tmp_path, " ".join(map(str, DETECTED)))
-    by_srun = seen(slurm, "script", "-qec", f"srun -n1 --job-name=training --pty bash {shell}", "/dev/null")
-    assert [(one["environment"], one["warnings"]) for one in by_srun] == [("local", [])]
+    shell = written(tmp_path, f"{detected} > {out}")
+    slurm.ask("script", "-qec", f"srun -n1 --job-name=training --pty bash {shell}", "/dev/null")
+    by_srun = json.loads(out.read_text())
+    assert (by_srun["environment"], by_srun["warnings"]) == ("local", [])
     # A job whose script happens to be run by bash is a job all the same.
+    shell = written(tmp_path, detected)
     assert [one["environment"] for one in seen(slurm, "srun", "-n2", "bash", shell)] == ["slurm"] * 2
 
 

@@ -67,10 +67,10 @@ def train(fabric: Any, folder: Path, crash_at: int = -1, wait_at: int = -1) -> N
 
 
 def must_stop(fabric: Any) -> bool:
-    """Wait until any rank has heard of the end; the ranks agree."""
+    """Wait until the ranks agree that the end was announced."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        if fabric.all_reduce(int(fabric.cluster_environment.requeue_requested), reduce_op="max"):
+        if fabric.requeue_requested():
             return True
         time.sleep(0.05)
     return False

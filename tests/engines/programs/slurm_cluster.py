@@ -114,9 +114,9 @@ class Cluster:
             **options,
         )
 
-    def ask(self, *command: object) -> str:
+    def ask(self, *command: object, **options: Any) -> str:
         """What a program prints; it must succeed."""
-        done = self.run(*command, timeout=30)
+        done = self.run(*command, timeout=30, **options)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 

@@ -24,21 +24,19 @@ class Requeue:
         order: Has the job started again; called at most once, in any thread. ``None`` where somebody else does it.
         grace: Seconds from the signal until the order is given in any case.
         yields: Whether to leave the order to a handler that the script has installed for the signal.
+
+    Attributes:
+        requested: Whether the signal has come.
+        accepted: Whether the ranks have agreed to end because of it.
     """
 
     def __init__(self, signum: int, order: Callable[[], None] | None, *, grace: float, yields: bool) -> None:
         self._signum, self._order, self._grace, self._yields = signum, order, grace, yields
-        self._requested = self._seen = False
+        self.requested = self.accepted = False
         self._previous: Any = None
         self._listening = False
         self._clock: threading.Timer | None = None
         self._once = threading.Lock()
-
-    @property
-    def requested(self) -> bool:
-        """Whether the signal has come. Who reads that it has is expected to save, and to end."""
-        self._seen = self._seen or self._requested
-        return self._requested
 
     def listen(self) -> None:
         """Install the handler; the one that was there before is called by it."""
@@ -59,7 +57,7 @@ class Requeue:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Put the previous handler back. Gives the order if the loop has ended because of the signal."""
+        """Put the previous handler back. Gives the order if the ranks have accepted it."""
         if not self._listening:
             return
         self._listening = False
@@ -70,7 +68,7 @@ class Requeue:
             threading.current_thread() is threading.main_thread()
         ):
             signal.signal(self._signum, signal.SIG_DFL if self._previous is None else self._previous)
-        if self._seen:
+        if self.accepted:
             self.give_order()
 
     def give_order(self) -> None:
@@ -79,8 +77,8 @@ class Requeue:
             self._order()
 
     def _hear(self, signum: int, frame: Any) -> None:
-        if not self._requested:
-            self._requested = True
+        if not self.requested:
+            self.requested = True
             if self._order is not None:
                 self._clock = threading.Timer(self._grace, self.give_order)
                 self._clock.daemon = True

@@ -117,8 +117,13 @@ class SlurmEnvironment(StartedEnvironment):
 
     @property
     def requeue_requested(self) -> bool:
-        """Whether the signal has come on this rank. Who reads True saves, leaves the loop and closes."""
+        """Whether the signal has come on this rank."""
         return self._requeue is not None and self._requeue.requested
+
+    def accept_requeue(self) -> None:
+        """Requeue the job at `teardown`. Called on every rank; rank 0 gives the order."""
+        if self._requeue is not None:
+            self._requeue.accepted = True
 
     def validate(self, processes_per_node: int, num_nodes: int) -> None:
         """Compare what srun has started with what the user asked for. Called on every rank.
@@ -148,7 +153,7 @@ class SlurmEnvironment(StartedEnvironment):
         self._requeue.listen()
 
     def teardown(self) -> None:
-        """Requeue the job if the loop has ended because of the signal, and put back the handler that was there."""
+        """Requeue the job if the ranks have accepted that, and put back the handler that was there."""
         if self._requeue is not None:
             self._requeue.stop()
 

@@ -83,10 +83,12 @@ class ClusterEnvironment(Part):
     def requeue_requested(self) -> bool:
         """Whether the cluster has told this process that it will stop the job and start it again.
 
-        Who reads True is expected to save, leave its loop and close. Ranks may hear of it at different steps, so they
-        have to agree first, for instance by an ``all_reduce`` of the answers.
+        The processes may hear of it at different times; ``Fabric.requeue_requested`` is where they agree.
         """
         return False
+
+    def accept_requeue(self) -> None:
+        """Have the job started again at `teardown`. Called on every rank, when they have agreed to end for it."""
 
     def join(self) -> None:
         """Begin to act for the job, such as listening for its signals. Called on every rank, once, after `validate`.
