@@ -92,7 +92,7 @@ def _check_averaged(module: nn.Module) -> None:
     alone = [
         name
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad and not _lies_on(parameter, DATA)
+        if parameter.requires_grad and not lies_on(parameter, DATA)
     ]
     if alone:
         raise SetupError(
@@ -102,7 +102,8 @@ def _check_averaged(module: nn.Module) -> None:
         )
 
 
-def _lies_on(parameter: nn.Parameter, axis: str) -> bool:
+def lies_on(parameter: nn.Parameter, axis: str) -> bool:
+    """Whether a parameter is laid out along an axis of a mesh, be it in shards or as copies."""
     tensor: Any = parameter
     return is_sharded(tensor) and axis in (tensor.device_mesh.mesh_dim_names or ())
 

@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import loss_parallel as losses_in_shards
+from torch.optim import Optimizer
 
 from fabric_backends import collectives
-from fabric_backends.alike import check_alike, same_random_numbers, share_random_state
+from fabric_backends.alike import check_alike, check_gradients, same_random_numbers, share_random_state
 from fabric_backends.hooks import TENSOR_PARALLEL
 from fabric_backends.meshes import DATA, TENSOR, Size, axis_sizes, make_mesh
-from fabric_backends.parallelizing import carry_out, give_values, plan_of
-from fabric_backends.sharding.tensors import is_sharded
+from fabric_backends.parallelizing import carry_out, give_values, lies_on, plan_of
+from fabric_backends.sharding.tensors import is_sharded, local_part
 from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT
 from fabric_backends.strategies.sharded import CheckpointKind, ShardedStrategy
 from fabric_core.contracts.strategy import ReduceOp, Surroundings
@@ -78,6 +80,7 @@ class TensorParallelStrategy(ShardedStrategy):
         self._loss_parallel = loss_parallel
         self._mesh: DeviceMesh | None = None
         self._entered = ExitStack()
+        self._checked: WeakSet[Optimizer] = WeakSet()
 
     # -- who am I -------------------------------------------------------------------------------------------------
 
@@ -183,6 +186,29 @@ class TensorParallelStrategy(ShardedStrategy):
         function: Callable[[Any, DeviceMesh], Any] | None
         function = import_target(self._parallelize_fn, "the option parallelize_fn")
         return function
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    def optimizer_step(
+        self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None
+    ) -> Any:
+        """As the contract. With the first step of each optimizer, ranks compare the gradients of undivided weights.
+
+        Raises:
+            SetupError: They differ within a tensor-parallel group, so these weights would drift apart.
+        """
+        if self._sizes[TENSOR] > 1 and optimizer not in self._checked and closure is None:
+            gradients = dict(self._undivided_gradients(optimizer))
+            if check_gradients(gradients, self._tensor_group, self.root_device):
+                self._checked.add(optimizer)
+        return super().optimizer_step(optimizer, step, closure)
+
+    def _undivided_gradients(self, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+        """Those that no tensor-parallel layer has summed; of each what this rank holds along the data axis."""
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in (pair for model in self._models for pair in model.named_parameters()):
+            if id(parameter) in own and parameter.grad is not None and not lies_on(parameter, TENSOR):
+                yield name, local_part(parameter.grad)
 
     # -- talking to the other ranks -------------------------------------------------------------------------------
 
