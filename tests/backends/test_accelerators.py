@@ -232,6 +232,7 @@ def test_a_pytorch_without_an_accelerator_is_an_answer(machine: Machine, none_ra
 def test_a_gpu_that_no_other_distribution_serves_is_not_left_idle(machine: Machine) -> None:
     machine.install_torch(CUDA, device_type="cuda", devices=2)
     machine.show_trace("cuda")
+    machine.environ["FABRIC_PLUGINS_DENY"] = "fabric-cuda"
     for asked in ("auto", "gpu", "torch_accelerator"):
         assert machine.plan(accelerator=asked) == ["torch_accelerator", {}, [0, 1]]
 

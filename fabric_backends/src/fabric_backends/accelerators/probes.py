@@ -77,7 +77,7 @@ def _devices(device_type: str) -> Inventory:
 
 def _current_type() -> tuple[str | None, str]:
     """The type of the accelerator that PyTorch is built for, and a sentence."""
-    if "torch" not in sys.modules and not _reason_to_ask():
+    if "torch" not in sys.modules and not reason_to_ask():
         return None, "nothing here suggests a device that the installed PyTorch could use"
     current = current_type()
     if current is None:
@@ -86,7 +86,7 @@ def _current_type() -> tuple[str | None, str]:
 
 
 @functools.cache
-def _reason_to_ask() -> str:
+def reason_to_ask() -> str:
     """Why there may be a device; empty when there is no reason. What is installed later is imported by then."""
     for build in _builds():
         trace = _trace(build)

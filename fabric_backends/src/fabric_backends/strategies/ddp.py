@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fabric_backends.batchnorm import synchronize_batchnorm
 from fabric_backends.communication import Communication
 from fabric_backends.hooks import DDP
-from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT, ParallelStrategy
+from fabric_backends.strategies.parallel import ParallelStrategy
+from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.errors import OptionsError, SetupError, unknown_option
 
 _PARAMETERS = frozenset(inspect.signature(DistributedDataParallel).parameters)
@@ -61,7 +62,7 @@ class DDPStrategy(ParallelStrategy):
         comm_state: Any = None,
         comm_wrapper: str | Callable[..., Any] | None = None,
         process_group_backend: str | None = None,
-        timeout: float | timedelta = TIMEOUT,
+        timeout: float | timedelta | None = None,
         init_timeout: float | timedelta = INIT_TIMEOUT,
         **options: Any,
     ) -> None:

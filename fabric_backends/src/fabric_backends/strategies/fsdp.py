@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -19,14 +20,14 @@ from torch.distributed.fsdp import (
 
 from fabric_backends import collectives
 from fabric_backends.hooks import FSDP
-from fabric_backends.sharding.grid import MeshShape, check_options, mesh_of, shape_for
+from fabric_backends.sharding.grid import MeshShape, check_options, forget_groups, mesh_of, shape_for
 from fabric_backends.sharding.identity import refuse_copies
 from fabric_backends.sharding.materializing import materialize, warn_of_undefined
 from fabric_backends.sharding.recomputing import Recomputed, check_recomputed, recompute
 from fabric_backends.sharding.units import Policy, UnitPolicy, is_container, own_modules
 from fabric_backends.sharding.views import keep_views_inside
-from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT
 from fabric_backends.strategies.sharded import CheckpointKind, ShardedStrategy
+from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.contracts.strategy import Surroundings
 from fabric_core.errors import OptionsError, SetupError
 
@@ -41,7 +42,8 @@ class FSDPStrategy(ShardedStrategy):
         auto_wrap_policy: Which modules are units: a set of classes, a function that says of a module whether it is
             one, or ``"auto"``: those with at least ``min_parameters``. The model as a whole always is one.
         min_parameters: How many parameters make a unit, with ``"auto"``.
-        mixed_precision: A ``MixedPrecisionPolicy`` for all units. Default: what the precision wants.
+        mixed_precision: A ``MixedPrecisionPolicy`` for all units; its ``output_dtype`` is that of the whole model.
+            Default: what the precision wants.
         activation_checkpointing: Which modules are computed again in the backward pass, instead of keeping what they
             computed: ``True`` for the units inside of the model, a set of classes, or a function.
         cpu_offload: Keep shards in the memory of the CPU. Optimizers step there.
@@ -71,7 +73,7 @@ class FSDPStrategy(ShardedStrategy):
         shard_size: int | Literal["node"] | None = None,
         checkpoint: CheckpointKind = "sharded",
         process_group_backend: str | None = None,
-        timeout: float | timedelta = TIMEOUT,
+        timeout: float | timedelta | None = None,
         init_timeout: float | timedelta = INIT_TIMEOUT,
     ) -> None:
         super().__init__(
@@ -84,6 +86,11 @@ class FSDPStrategy(ShardedStrategy):
             raise OptionsError(
                 f"The option mixed_precision is {mixed_precision!r}. It takes a "
                 "torch.distributed.fsdp.MixedPrecisionPolicy; for the usual ones, set precision= instead."
+            )
+        if not (reshard_after_forward is None or isinstance(reshard_after_forward, int)):
+            raise OptionsError(
+                f"The option reshard_after_forward is {reshard_after_forward!r}. It takes True, False, or a number of "
+                "processes."
             )
         check_recomputed(activation_checkpointing)
         check_options(device_mesh, shard_size)
@@ -117,8 +124,9 @@ class FSDPStrategy(ShardedStrategy):
 
     def teardown(self) -> None:
         """Let go of the models and the mesh, then leave the process group. Safe to call twice."""
-        self._mesh = None
         super().teardown()
+        mesh, self._mesh = self._mesh, None
+        forget_groups(mesh)
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -170,8 +178,9 @@ class FSDPStrategy(ShardedStrategy):
             collectives.broadcast_(tensor)
 
     def _policy(self, is_outermost: bool) -> MixedPrecisionPolicy:
-        if self._mixed_precision is not None:
-            return self._mixed_precision
+        given = self._mixed_precision
+        if given is not None:  # what goes from one unit to the next stays as it is
+            return given if is_outermost else replace(given, output_dtype=None)
         wanted = None if is_outermost else getattr(self.surroundings.precision, "unit_policy", None)
         return wanted or MixedPrecisionPolicy()
 

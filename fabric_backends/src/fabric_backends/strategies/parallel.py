@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,19 +19,14 @@ from fabric_backends import collectives
 from fabric_backends.messages import broadcast_object
 from fabric_backends.process_group import Membership, backend_for, join
 from fabric_backends.rendezvous import meet
+from fabric_backends.timeouts import INIT_TIMEOUT, TIMEOUT, duration, shorten_after_first_step
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.store import read_when_there
 from fabric_core.contracts.strategy import ReduceOp, Strategy
-from fabric_core.errors import CheckpointError, ConfigurationError, OptionsError, SetupError
+from fabric_core.errors import CheckpointError, ConfigurationError, SetupError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
-
-INIT_TIMEOUT = 300.0
-"""Seconds in which every rank has to come to the start of the job, where a slow one is loading its libraries."""
-
-TIMEOUT = 600.0
-"""Seconds that a collective may take: PyTorch's own choice for NCCL. For gloo, it would be half an hour."""
 
 _LOOKING_FOR_PEERS = 2.0  # seconds; who gives up waiting does so at about the same time on all ranks
 
@@ -46,7 +41,8 @@ class ParallelStrategy(Strategy):
         process_group_backend: What ``torch.distributed`` calls it. Default: the accelerator's, else PyTorch's own
             for the device, else gloo.
         timeout: How long a collective may take, in seconds or as a ``timedelta``. Raise it when one rank prepares
-            data for longer than that while the others wait.
+            data for longer than that while the others wait. Default: what the accelerator says, from the end of the
+            first step on, and ``init_timeout`` until then; 600 s where it says nothing.
         init_timeout: How long the ranks wait for each other at the start, likewise.
     """
 
@@ -54,15 +50,16 @@ class ParallelStrategy(Strategy):
         self,
         *,
         process_group_backend: str | None = None,
-        timeout: float | timedelta = TIMEOUT,
+        timeout: float | timedelta | None = None,
         init_timeout: float | timedelta = INIT_TIMEOUT,
     ) -> None:
         self.process_group_backend = process_group_backend
-        self.timeout = _duration("timeout", timeout)
-        self.init_timeout = _duration("init_timeout", init_timeout)
+        self.timeout = None if timeout is None else duration("timeout", timeout)
+        self.init_timeout = duration("init_timeout", init_timeout)
         self._store: Store | None = None
         self._membership: Membership | None = None
         self._barriers = self._agreements = 0
+        self._keep_long: Callable[[], None] = _nothing
 
     # -- who am I -------------------------------------------------------------------------------------------------
 
@@ -133,12 +130,26 @@ class ParallelStrategy(Strategy):
             rank=self.global_rank,
             world_size=self.world_size,
             device=device if surroundings.accelerator.binds_process_group else None,
-            timeout=self.timeout,
+            timeout=self._timeout_at_start,
             loopback=self._environment.single_node,
         )
+        if self.timeout is None and self._own_timeout is not None and self._membership.owned:
+            self._keep_long = shorten_after_first_step(self._own_timeout)
+
+    @property
+    def _own_timeout(self) -> timedelta | None:
+        """What the accelerator says."""
+        seconds = self.surroundings.accelerator.process_group_timeout
+        return None if seconds is None else timedelta(seconds=seconds)
+
+    @property
+    def _timeout_at_start(self) -> timedelta:
+        own = self._own_timeout
+        return self.timeout or (TIMEOUT if own is None else max(self.init_timeout, own))
 
     def teardown(self) -> None:
         """Release the modules, then leave the process group. Called on every rank; safe to call twice."""
+        self._keep_long()
         if self._membership is not None:
             self._membership.leave()
         self._membership = self._store = None
@@ -295,11 +306,5 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
 
 
-def _duration(option: str, value: float | timedelta) -> timedelta:
-    with suppress(TypeError, OverflowError):
-        duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
-        if duration > timedelta():
-            return duration
-    raise OptionsError(
-        f"The option {option} is {value!r}. It takes a number of seconds above 0, or a timedelta."
-    )
+def _nothing() -> None:
+    """There is no time-out to be shortened."""

@@ -20,7 +20,8 @@ from fabric_backends.sharding import clipping, folder, restoring
 from fabric_backends.sharding import held as gradients
 from fabric_backends.sharding.rebinding import Rebinding
 from fabric_backends.sharding.tensors import is_sharded, local_part, mapped, whole
-from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT, ParallelStrategy
+from fabric_backends.strategies.parallel import ParallelStrategy
+from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.errors import CheckpointError, OptionsError, did_you_mean
 
 CheckpointKind = Literal["sharded", "full"]
@@ -52,7 +53,7 @@ class ShardedStrategy(ParallelStrategy):
         *,
         checkpoint: CheckpointKind = "sharded",
         process_group_backend: str | None = None,
-        timeout: float | timedelta = TIMEOUT,
+        timeout: float | timedelta | None = None,
         init_timeout: float | timedelta = INIT_TIMEOUT,
     ) -> None:
         super().__init__(

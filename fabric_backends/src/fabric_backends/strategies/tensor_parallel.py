@@ -20,8 +20,8 @@ from fabric_backends.hooks import TENSOR_PARALLEL
 from fabric_backends.meshes import DATA, TENSOR, Size, axis_sizes, make_mesh
 from fabric_backends.parallelizing import carry_out, give_values, lies_on, plan_of
 from fabric_backends.sharding.tensors import is_sharded, local_part
-from fabric_backends.strategies.parallel import INIT_TIMEOUT, TIMEOUT
 from fabric_backends.strategies.sharded import CheckpointKind, ShardedStrategy
+from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.contracts.strategy import ReduceOp, Surroundings
 from fabric_core.errors import OptionsError, SetupError
 from fabric_core.targets import import_target
@@ -60,7 +60,7 @@ class TensorParallelStrategy(ShardedStrategy):
         loss_parallel: bool = False,
         checkpoint: CheckpointKind = "sharded",
         process_group_backend: str | None = None,
-        timeout: float | timedelta = TIMEOUT,
+        timeout: float | timedelta | None = None,
         init_timeout: float | timedelta = INIT_TIMEOUT,
     ) -> None:
         super().__init__(

@@ -1,0 +1,1 @@
+"""The accelerator of this distribution, and what it knows of the devices."""

@@ -1,0 +1,1 @@
+"""The precisions of this distribution, one file each."""
