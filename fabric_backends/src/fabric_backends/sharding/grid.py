@@ -6,6 +6,7 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from fabric_backends.meshes import make_mesh
@@ -71,6 +72,13 @@ def mesh_of(shape: tuple[int, ...], device: torch.device) -> DeviceMesh:
     replicas = shape[0] if len(shape) == 2 else 1
     sizes = {SHARD: shape[-1]} if replicas == 1 else {REPLICATE: replicas, SHARD: shape[-1]}
     return make_mesh(device, sizes)
+
+
+def forget_groups(mesh: DeviceMesh | None) -> None:
+    """Let go of the process groups of a mesh, which tensors on it keep alive. Called when they are destroyed."""
+    registry = getattr(mesh, "_pg_registry", None)  # since torch 2.12
+    if registry is not None and not dist.is_initialized():
+        registry.clear()
 
 
 def _is_shape(value: Any) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+
+from fabric_core.errors import SetupError
 
 
 def sharded_modules(module: nn.Module) -> list[FSDPModule]:
@@ -64,13 +66,21 @@ def reshard(module: nn.Module) -> None:
 
 
 def let_go(module: nn.Module) -> None:
-    """Release the process groups that a sharded model knows. It cannot compute from then on."""
+    """Release the process groups that a sharded model knows. It cannot compute from then on, and says so."""
+    module.register_forward_pre_hook(_refuse_after_closing, prepend=True)
     for part in sharded_modules(module):
         for group in _groups_of(part):
             for mesh_info in (group.mesh_info, group.post_forward_mesh_info):
                 for name in ("shard_process_group", "replicate_process_group"):
                     if hasattr(mesh_info, name):
                         setattr(mesh_info, name, None)
+
+
+def _refuse_after_closing(*_: Any) -> NoReturn:
+    raise SetupError(
+        "This model was set up by a Fabric that is closed: each rank holds a part of it, and can no longer reach the "
+        "others. Compute before close(); to go on elsewhere, save the model with fabric.save() and load it there."
+    )
 
 
 def _reduces(part: FSDPModule) -> bool:
