@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,16 @@ def test_a_batch_script_is_no_task_of_the_shell_that_it_was_submitted_from(
     assert json.loads((tmp_path / "out").read_text())["environment"] == "local"
     slurm.ask("srun", "-n2", "bash", "-c", f"[ $SLURM_PROCID = 0 ] && {submit} || true")
     assert json.loads((tmp_path / "out").read_text())["environment"] == "local"
+
+
+def test_ranks_of_mpirun_are_no_tasks_though_srun_starts_its_daemons(slurm: Cluster, tmp_path: Path) -> None:
+    if shutil.which("mpirun.openmpi") is None:
+        pytest.skip("not run: mpirun of Open MPI is not installed (apt-get install openmpi-bin)")
+    mpirun = "mpirun.openmpi --allow-run-as-root --oversubscribe --map-by ppr:2:node -n 4"
+    script = written(tmp_path, f"{mpirun} {' '.join(map(str, DETECTED))}")
+    slurm.ask("sbatch", "--wait", "-N2", "--ntasks-per-node=2", f"--output={tmp_path}/out", script)
+    found = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [(one["environment"], one["size"]) for one in found] == [("mpi", [2, 2])] * 4
 
 
 def test_tasks_with_a_gpu_of_their_own_are_told_from_those_that_see_all(slurm: Cluster) -> None:
