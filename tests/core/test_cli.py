@@ -167,8 +167,8 @@ def test_help_takes_an_eighth_of_a_second_of_cpu_time(fabric: Run, least: Any) -
 def test_the_list_holds_every_kind_and_every_installed_part(fabric: Run) -> None:
     found = answer(fabric, "plugins", "list")
     assert {part["kind"] for part in found["parts"]} == set(KINDS)
-    by_name = {(part["kind"], part["name"]): part for part in found["parts"]}
-    assert by_name["precision", "32-true"] == {
+    by_name = {(part["kind"], part["name"], part["distribution"]): part for part in found["parts"]}
+    assert by_name["precision", "32-true", "fabric-core"] == {
         "kind": "precision",
         "name": "32-true",
         "aliases": ["32"],
@@ -255,7 +255,7 @@ def test_info_tells_of_every_part_of_a_name_and_of_one_distribution(
     fabric: Run, acme: dict[str, str]
 ) -> None:
     found = answer(fabric, "plugins", "info", "bf16-mixed", env=acme)
-    assert [part["distribution"] for part in found] == ["acme", "fabric-backends"]
+    assert {"acme", "fabric-backends"} <= {part["distribution"] for part in found}
     (one,) = answer(fabric, "plugins", "info", "bf16-mixed@acme", env=acme)
     assert (one["strategies"], one["options"]) == (["needy"], {"dtype": "bfloat16"})
 

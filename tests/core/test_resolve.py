@@ -104,6 +104,18 @@ def test_several_devices_without_a_strategy_for_them_are_answered_with_what_to_i
 # -- accelerators ----------------------------------------------------------------------------------------------------
 
 
+def test_auto_passes_over_devices_that_only_stand_in_for_others(shelf: Shelf) -> None:
+    def probe() -> Inventory:
+        return Inventory((0,), note="for trying out", only_by_name=True)
+
+    shelf.put("x", device("toy", probe=probe, priority=50, groups=("toys",)))
+    plan = shelf.plan()
+    assert plan.accelerator.name == "cpu"
+    assert dict(plan.accelerator.lost)["toy"] == "has to be asked for by name (for trying out)"
+    assert shelf.plan(accelerator="toy").accelerator.name == "toy"
+    assert shelf.plan(accelerator="toys").accelerator.name == "toy"
+
+
 def test_auto_takes_the_available_accelerator_of_the_highest_priority(shelf: Shelf) -> None:
     shelf.put("x", device("slow", 2, priority=1), device("fast", 2, priority=5), device("absent", priority=9))
     shelf.put("y", SPREAD, STARTER)

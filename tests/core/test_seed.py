@@ -40,6 +40,19 @@ def draw() -> tuple[Any, ...]:
     return random.random(), float(np.random.rand()), torch.rand(3).tolist()
 
 
+def test_generators_that_torch_does_not_know_are_seeded_too() -> None:
+    seen: list[int] = []
+    seeds.seed_also("elsewhere", seen.append)
+    assert seen == [], "the run has no seed"
+    seed_everything(3)
+    assert seen == [3]
+    late: list[int] = []
+    seeds.seed_also("elsewhere", late.append)
+    assert late == [3], "the run has one by now"
+    seed_everything(4)
+    assert (seen, late) == ([3], [3, 4]), "the later call has taken the place of the first"
+
+
 def test_python_numpy_and_torch_are_seeded_as_each_documents_it() -> None:
     assert seed_everything(42) == 42
     drawn = draw()

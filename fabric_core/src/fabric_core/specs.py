@@ -43,6 +43,8 @@ class Inventory:
         note: One sentence for people: what was found, or why there is nothing.
         names: Other names of devices, such as serial numbers, and the index of each. Users may write them in place of
             the index, in any case, and leave out the end as long as only one device is meant.
+        only_by_name: True when these stand in for the real devices, for trying out, so that ``accelerator="auto"``
+            passes them over.
     """
 
     indices: tuple[int, ...] = ()
@@ -50,6 +52,7 @@ class Inventory:
     default: int | None = None
     note: str = ""
     names: Mapping[str, int] = field(default_factory=dict)
+    only_by_name: bool = False
 
     @property
     def available(self) -> bool:

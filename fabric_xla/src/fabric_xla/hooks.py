@@ -174,4 +174,4 @@ def fabric_check_plan(plan: Plan) -> str | None:
     """Say why parts that know each other cannot work here after all."""
     from fabric_xla.rules import objection
 
-    return objection(plan)
+    return objection(plan, TPU, STRATEGIES)

@@ -6,16 +6,14 @@ leaves word and ends at once; that breaks the pool, which then ends the others.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakValueDictionary
 
 import torch
@@ -23,11 +21,19 @@ import torch_xla
 
 from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.data.seed import seed_environment
-from fabric_core.errors import LaunchError, RankFailedError
+from fabric_core.errors import LaunchError
 from fabric_core.orphans import die_with_parent
-from fabric_core.supervisor import Failure, error_directory, mark_failure, rank_variables
-from fabric_core.supervisor.failures import failed_at, write_failure
+from fabric_core.supervisor import (
+    Failure,
+    Outcome,
+    error_directory,
+    mark_failure,
+    raise_for_outcome,
+    rank_variables,
+)
+from fabric_core.supervisor.failures import failed_at, read_failure, write_failure
 from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT
+from fabric_core.supervisor.tracebacks import strip_plumbing, summary_of, text_of
 from fabric_xla.environment import XLAEnvironment
 from fabric_xla.hooks import FORK, SPAWN
 from fabric_xla.moving import on_cpu
@@ -72,8 +78,8 @@ class XLALauncher(Launcher):
             )
             try:
                 torch_xla.launch(started, start_method=self.start_method)
-            except BrokenProcessPool as error:
-                raise failure_in(Path(private)) from error
+            except BrokenProcessPool:
+                raise_first_failure(private)
             except RuntimeError as error:
                 raise LaunchError(
                     f"torch_xla could not start the processes: {error} Nothing may have used an XLA device before "
@@ -201,6 +207,7 @@ class Started:
 
     def __call__(self, ordinal: int) -> None:
         """Become a rank, and run the function; leave its result, or word of its failure."""
+        __tracebackhide__ = True
         die_with_parent(self.parent_pid)
         try:
             environment = XLAEnvironment()
@@ -226,28 +233,32 @@ class Started:
         return {**variables, **self.seeds, "RANK": str(environment.global_rank()), SERVED: self.store}
 
     def _fail(self, rank: int, error: BaseException) -> None:
+        """Leave word, and end at once, so that the pool breaks."""
         mark_failure(error)
-        text = "".join(traceback.format_exception(error))
-        summary = traceback.format_exception_only(error)[-1].strip()
-        write_failure(self.private, Failure(rank, 1, failed_at(error), summary, text))
+        strip_plumbing(error)
+        failure = Failure(rank, 1, failed_at(error), summary_of(error), text_of(error, by_hook=False))
+        write_failure(self.private, failure)
         os._exit(1)
 
 
-def failure_in(private: Path) -> LaunchError:
-    """The failure that came first, of those that the processes have left word of."""
-    records = [
-        Failure(**json.loads(path.read_text())) for path in private.glob("rank-*") if path.suffix != ".part"
-    ]
-    if not records:
-        return LaunchError(
-            "A process of torch_xla ended without a word; it was killed, or the device's library has crashed. What it "
-            "printed is above. Another program may be using the device."
-        )
-    first = min(records, key=lambda failure: failure.time)
-    return RankFailedError(
-        f"Rank {first.rank} failed: {first.summary}\n{first.text}".strip(),
-        rank=first.rank,
-        exit_code=first.exit_code,
+def raise_first_failure(private: str) -> NoReturn:
+    """Tell which process failed first, and how.
+
+    Args:
+        private: Where the processes leave word.
+
+    Raises:
+        RankFailedError: One has.
+        LaunchError: None has, so it was ended from outside.
+    """
+    ranks = [int(path.name.partition("-")[2]) for path in Path(private).glob("rank-*") if not path.suffix]
+    found = [read_failure(private, rank) for rank in ranks]
+    failures = sorted((each for each in found if each is not None), key=lambda failure: failure.time)
+    if failures:
+        raise_for_outcome(Outcome(failures[0].exit_code, failures[0], tuple(failures[1:])))
+    raise LaunchError(
+        "A process of torch_xla ended without a word: it was killed, or the library of the device has crashed. What it "
+        "printed is above. Another program may be using the device."
     )
 
 

@@ -44,11 +44,13 @@ def computes_on_cpu() -> bool:
 
 
 def _on_cpu() -> Inventory:
+    """For trying out. Importing torch_xla sets the variable where there is no TPU, so it tells of no wish."""
     text = os.environ.get("CPU_NUM_DEVICES") or "1"
     if not (text.isascii() and text.isdigit() and int(text)):
         return Inventory(note=f"CPU_NUM_DEVICES={text} is no number of devices")
     count = int(text)
-    return Inventory(tuple(range(count)), note=f"{PJRT_DEVICE}=CPU, {count} device(s)")
+    note = f"{PJRT_DEVICE}=CPU, {count} device(s)"
+    return Inventory(tuple(range(count)), note=note, only_by_name=True)
 
 
 def _devices_of(folder: Path) -> int:

@@ -72,7 +72,7 @@ def seed_everything(seed: int | None = None, workers: bool = True, verbose: bool
 
 
 def seed_also(name: str, seed_other: Callable[[int], None]) -> None:
-    """Seed random numbers that ``torch.manual_seed`` does not reach, whenever the run is seeded. Called by accelerators.
+    """Seed what ``torch.manual_seed`` does not reach, whenever the run is seeded. Called by accelerators.
 
     Args:
         name: Whose numbers they are; a later call with the same name takes the place of an earlier one.

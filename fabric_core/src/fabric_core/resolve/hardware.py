@@ -136,7 +136,7 @@ def _best(
         candidate = probed(offer)
         if candidate.broken is not None:
             hidden.append(f"{offer.full_name} ({candidate.broken})")
-        reason = _why_not(candidate, strategy)
+        reason = _why_not(candidate, strategy, asked)
         if reason:
             lost.append((offer.spec.name, reason))
         elif best is not None:
@@ -161,9 +161,11 @@ def probed(offer: Offer) -> Probed:
         return Probed(offer, Inventory(note=str(error)), broken=error)
 
 
-def _why_not(candidate: Probed, strategy: StrategySpec | None) -> str:
+def _why_not(candidate: Probed, strategy: StrategySpec | None, asked: str) -> str:
     if not candidate.inventory.available:
         return candidate.inventory.note or "not there"
+    if candidate.inventory.only_by_name and asked == AUTO:
+        return f"has to be asked for by name ({candidate.inventory.note})"
     if strategy is not None and overlap(strategy.rejects, cast(AcceleratorSpec, candidate.offer.spec)):
         return f"the strategy {strategy.name!r} cannot work with it"
     return ""
