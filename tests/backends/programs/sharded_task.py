@@ -98,3 +98,10 @@ def train(seed=7, how=sgd, **told):
         model, optimizer = fabric.setup(model, how(model))
         norms = loop(fabric, model, optimizer, **options)
         return whole(model.state_dict()), norms
+
+
+def adam(model):
+    """In two groups, the second of which holds parameters of all shapes."""
+    groups = [{"params": model.first.parameters(), "lr": 0.02}]
+    rest = [*model.blocks.parameters(), *model.last.parameters()]
+    return torch.optim.AdamW([*groups, {"params": rest}], lr=0.01)

@@ -159,11 +159,12 @@ def finish(folder: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a folder or a file, if it is there."""
+    """Delete a folder or a file, if it is there and can be."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def remove_abandoned(path: Path) -> None:
