@@ -43,7 +43,7 @@ class Net(nn.Module):
         return self.last(torch.tanh(self.norm(self.first(self.frozen(x)))))
 
 class Plus(torch.optim.Optimizer):
-    # A user's own: an argument without a default, attributes, a state of plain numbers, gradients that have to be there.
+    # A user's own: an argument without a default, attributes, numbers for a state; no gradient may be missing.
     def __init__(self, params, name, lr):
         super().__init__(params, {"lr": lr})
         self.name, self.seen = name, []
@@ -340,8 +340,9 @@ def test_each_rank_keeps_about_half_of_the_state(trained: list[dict[str, Any]], 
         assert sum(parts) == bytes_of(name), name
         assert max(parts) <= 0.7 * sum(parts), name
     states = [found["adamw"]["state"] for found in trained]
-    assert sum(states) == 6
+    assert sum(states) == 6  # what has gradients
     assert min(states) >= 1
+    assert sum(found["adagrad, with state from the start"]["state"] for found in trained) == 9
 
 
 def test_groups_may_be_edited_and_with_pytorchs_engine_added(

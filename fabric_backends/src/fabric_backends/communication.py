@@ -15,17 +15,14 @@ HOOKS: Mapping[str, str] = {
     "fp16": "default_hooks:fp16_compress_hook",
     "bf16": "default_hooks:bf16_compress_hook",
     "powersgd": "powerSGD_hook:powerSGD_hook",
-    "batched_powersgd": "powerSGD_hook:batched_powerSGD_hook",
 }
-"""PyTorch's hooks by name. Those whose state has options take them as a dictionary."""
+"""PyTorch's hooks by name. Its batched PowerSGD is none of them: it fails in PyTorch 2.13."""
 
 WRAPPERS: Mapping[str, str] = {
     "fp16": "default_hooks:fp16_compress_wrapper",
     "bf16": "default_hooks:bf16_compress_wrapper",
 }
 """What a hook may be wrapped in, by name: what it sends is compressed once more."""
-
-_WITH_STATE = ("powersgd", "batched_powersgd")
 
 
 class Communication:
@@ -47,7 +44,7 @@ class Communication:
         self._wrap = _named("comm_wrapper", wrapper, WRAPPERS)
         self._state = state
         self._name = hook if isinstance(hook, str) else getattr(hook, "__name__", repr(hook))
-        self._makes_state = hook in _WITH_STATE if isinstance(hook, str) else False
+        self._makes_state = isinstance(hook, str) and hook == "powersgd"
         if hook is None and not (state is None and wrapper is None):
             raise OptionsError(
                 "comm_state and comm_wrapper belong to a comm_hook, and none was asked for. "
@@ -67,10 +64,10 @@ class Communication:
         hook = self.hook if self._wrap is None else self._wrap(self.hook)
         try:
             module.register_comm_hook(self._new_state() if self._makes_state else self._state, hook)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, LookupError, RuntimeError) as error:
             raise UnsupportedError(
-                f"Gradients cannot be sent by comm_hook={self._name!r} here: {error} Leave comm_hook out, or use "
-                f"another one; by name there are {listing(HOOKS)}."
+                f"Gradients cannot be sent by comm_hook={self._name!r} here: {type(error).__name__}: {error} "
+                f"Leave comm_hook out, or use another one; by name there are {listing(HOOKS)}."
             ) from error
 
     def _check_options(self, state: Any) -> None:

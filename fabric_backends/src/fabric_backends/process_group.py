@@ -5,6 +5,10 @@ joins the group's threads while it holds the interpreter's lock, which one of th
 process hangs at its very end. So such wrappers are released before the group is destroyed (`Membership.guard`).
 For the same reason ``torch.distributed.nn.functional`` is imported here, before there is a group: the defaults of its
 arguments would capture a group that exists by then, and keep it until the process ends.
+
+[Note: callbacks before groups] Communication hooks are Python functions that run in threads of the group, and often
+hold it. If such a thread is the last to let go, the group joins the thread in itself, and the process is aborted. So
+where there are hooks, whoever destroys the group outlasts them (`Membership.runs_callbacks`).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import atexit
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
@@ -41,7 +46,10 @@ class Membership:
 
     Attributes:
         owned: Whether the group was made here. One that the user has made is used and never destroyed.
+        runs_callbacks: Whether Python functions were run in its threads; see [Note: callbacks before groups].
     """
+
+    runs_callbacks = False
 
     def __init__(self, owned: bool) -> None:
         self.owned = owned
@@ -64,7 +72,7 @@ class Membership:
         if not _members:
             atexit.unregister(leave_all)
         if self.owned and not any(member.owned for member in _members):
-            _destroy()
+            _destroy(self.runs_callbacks)
 
 
 def join(
@@ -167,9 +175,19 @@ def _put_back_hook(installed: Any, before: Any) -> None:
         sys.excepthook = before
 
 
-def _destroy() -> None:
+def _destroy(ran_callbacks: bool) -> None:
     try:
         if dist.is_initialized():
+            group = dist.group.WORLD if ran_callbacks else None
             dist.destroy_process_group()
+            if group is not None:
+                _outlast_others(group)
     finally:
         _undo.close()
+
+
+def _outlast_others(group: Any) -> None:
+    """Return when nobody but the caller and this function knows an object; at the latest after a second."""
+    until = time.monotonic() + 1.0
+    while sys.getrefcount(group) > 3 and time.monotonic() < until:  # caller, parameter, and the argument here
+        time.sleep(0.001)

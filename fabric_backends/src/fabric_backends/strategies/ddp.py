@@ -36,8 +36,8 @@ class DDPStrategy(ParallelStrategy):
         broadcast_buffers: Send rank 0's buffers, such as running means, to every rank before each forward pass.
         sync_batchnorm: Let layers of batch normalisation use the statistics of all ranks' batches, not only of their
             own. On devices that have it; the CPU has not.
-        comm_hook: Compress gradients on their way: ``"fp16"``, ``"bf16"``, ``"powersgd"``, ``"batched_powersgd"``, or
-            a function as ``DistributedDataParallel.register_comm_hook`` takes it.
+        comm_hook: Compress gradients on their way: ``"fp16"``, ``"bf16"``, ``"powersgd"``, or a function as
+            ``DistributedDataParallel.register_comm_hook`` takes it.
         comm_state: For PowerSGD the options of its state, for a function whatever it wants to be given.
         comm_wrapper: ``"fp16"`` or ``"bf16"``: compress what the hook sends once more; or a function.
         process_group_backend, timeout, init_timeout: As in `ParallelStrategy`.
@@ -101,6 +101,7 @@ class DDPStrategy(ParallelStrategy):
         self._communication.register(wrapped)
         if self._membership is not None:
             self._membership.guard(wrapped, _release)
+            self._membership.runs_callbacks |= self.compresses
         return wrapped
 
     @property
