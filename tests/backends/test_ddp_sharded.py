@@ -11,7 +11,7 @@ import torch
 from fabric_backends.hooks import DDP_SHARDED_FAIRSCALE
 from fabric_backends.strategies import ddp_sharded
 from fabric_backends.strategies.ddp_sharded import ShardedDDPStrategy
-from fabric_backends.zero.part import check
+from fabric_backends.strategies.zero.part import check
 from fabric_core import Fabric
 from fabric_core.errors import BrokenPluginError, MissingRequirementError, OptionsError, UnsupportedError
 from fabric_core.resolve.asked import missing_requirements
@@ -654,6 +654,6 @@ def test_without_fairscale_auto_takes_pytorchs_engine_and_its_name_says_what_to_
 def test_a_fairscale_that_cannot_be_imported_is_named_with_its_cause(
     alone: Callable[..., Fabric], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "fabric_backends.zero.fairscale_engine", None)
+    monkeypatch.setitem(__import__("sys").modules, "fabric_backends.strategies.zero.fairscale_engine", None)
     with pytest.raises(BrokenPluginError, match="cannot be imported.*engine='torch'"):
         alone().barrier()

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from fabric_backends.hooks import DDP_SHARDED, DDP_SHARDED_FAIRSCALE
 from fabric_backends.precisions.sharded import ShardedMixedPrecision
 from fabric_backends.strategies.ddp import DDPStrategy
-from fabric_backends.zero.part import Part
-from fabric_backends.zero.torch_engine import TorchEngine
+from fabric_backends.strategies.zero.part import Part
+from fabric_backends.strategies.zero.torch_engine import TorchEngine
 from fabric_core.data.collections import map_tensors
 from fabric_core.errors import (
     BrokenPluginError,
@@ -191,7 +191,7 @@ def _fairscale(strategy: ShardedDDPStrategy, broadcast_buffers: bool) -> TorchEn
             "install 'fabric-backends[fairscale]'), or use engine='torch'."
         )
     try:
-        from fabric_backends.zero.fairscale_engine import FairScaleEngine
+        from fabric_backends.strategies.zero.fairscale_engine import FairScaleEngine
     except Exception as error:  # whatever a broken installation raises
         raise BrokenPluginError(
             f"FairScale is installed, but cannot be imported ({type(error).__name__}: {error}). Install it anew, or "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fabric_backends.strategies.ddp import DDPStrategy
-from fabric_backends.zero.part import Part
+from fabric_backends.strategies.zero.part import Part
 
 
 def _zero_redundancy_optimizer() -> Any:

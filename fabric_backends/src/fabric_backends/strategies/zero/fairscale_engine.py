@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from fabric_backends import collectives
 from fabric_backends.strategies.ddp import DDPStrategy, forward_alone
-from fabric_backends.zero.part import Part
-from fabric_backends.zero.torch_engine import TorchEngine
+from fabric_backends.strategies.zero.part import Part
+from fabric_backends.strategies.zero.torch_engine import TorchEngine
 
 
 class ReducedModule(ShardedDataParallel):  # type: ignore[misc]  # FairScale has no types
