@@ -106,6 +106,12 @@ FSDP = StrategySpec(
     launcher="script",
     description="every process holds a part of the model and gathers the rest while it computes",
 )
+CONTEXT_PARALLEL = replace(
+    FSDP,
+    name="context_parallel",
+    target="fabric_backends.strategies.context_parallel:ContextParallelStrategy",
+    description="fsdp whose ranks divide long sequences among them, too",
+)
 TRUE = PrecisionSpec(
     "true", "fabric_backends.precisions.true:TruePrecision", description="one dtype everywhere"
 )
@@ -128,7 +134,7 @@ SHARDED_MIXED = replace(
 FSDP_MIXED = PrecisionSpec(
     "mixed",
     "fabric_backends.precisions.fully_sharded:FullyShardedMixedPrecision",
-    strategies=("fsdp", "fsdp_cpu_offload", "fsdp_hybrid"),
+    strategies=("fsdp", "fsdp_cpu_offload", "fsdp_hybrid", "context_parallel"),
     description="float32 shards, gathered and computed with in half precision",
 )
 """Likewise, what `FullyShardedMixedPrecision` is."""
@@ -165,7 +171,7 @@ MPI = ClusterEnvironmentSpec(
 SLURM = ClusterEnvironmentSpec(
     "slurm",
     "fabric_backends.environments.slurm:SlurmEnvironment",
-    detect="fabric_backends.environments.slurm:detect",
+    detect="fabric_backends.environments.slurm_tasks:detect",
     priority=50,
     description="tasks started by srun in a job of SLURM",
 )
@@ -260,6 +266,7 @@ def fabric_strategies() -> Iterator[StrategySpec]:
     yield from DDP_SHARDED_PRESETS
     yield LOCAL_SGD
     yield TENSOR_PARALLEL
+    yield CONTEXT_PARALLEL
     yield FSDP
     yield replace(
         FSDP,

@@ -104,8 +104,8 @@ class ContextParallelStrategy(FSDPStrategy):
         there = super().move_batches(batches, move)
         if self._sizes[CONTEXT] == 1:
             return there
-        share_random_state(self._group, self.root_device)
-        return check_alike(there, self._group, self.root_device)
+        share_random_state(self._context_group, self.root_device)
+        return check_alike(there, self._context_group, self.root_device)
 
     @contextmanager
     def shard_sequence(self, *tensors: Tensor, dim: int | Sequence[int] = 1) -> Iterator[Any]:
@@ -137,7 +137,9 @@ class ContextParallelStrategy(FSDPStrategy):
                 "one dim for all of them or one for each."
             )
         if self._is_dividing:
-            raise SetupError("shard_sequence was entered inside of a block of its own. Leave the outer one first.")
+            raise SetupError(
+                "shard_sequence was entered inside of a block of its own. Leave the outer one first."
+            )
         rank, ranks = self.mesh[CONTEXT].get_local_rank(), self._sizes[CONTEXT]
         if ranks == 1:
             yield tensors[0] if len(tensors) == 1 else tensors
@@ -147,24 +149,24 @@ class ContextParallelStrategy(FSDPStrategy):
         )
         self._is_dividing = True
         try:
-            with sequences.WholeAttention(self._group):
+            with sequences.WholeAttention(self._context_group):
                 yield parts[0] if len(parts) == 1 else parts
         finally:
             self._is_dividing = False
 
     def gather_sequence(self, tensor: Tensor, dim: int = 1) -> Tensor:
-        """The whole sequence, of which each rank of a group has the part that `shard_sequence` gives it; differentiable.
+        """The whole sequence, of which each rank of a group has the part that `shard_sequence` gives it.
 
-        Called on every rank of a group.
+        Called on every rank of a group. Gradients flow back through it.
 
         Args:
             tensor: This rank's part, of the same shape on each of them.
             dim: Along which dimension it runs.
         """
-        return tensor if self._sizes[CONTEXT] == 1 else sequences.gather(tensor, dim, self._group)
+        return tensor if self._sizes[CONTEXT] == 1 else sequences.gather(tensor, dim, self._context_group)
 
     @property
-    def _group(self) -> Any:
+    def _context_group(self) -> Any:
         return self.mesh[CONTEXT].get_group()
 
 
