@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric_backends.environments.nodelist import expand
-from fabric_backends.environments.slurm import SlurmEnvironment, detect
+from fabric_backends.environments.slurm import SlurmEnvironment
+from fabric_backends.environments.slurm_tasks import detect
 from fabric_core import Fabric
 from fabric_core.errors import ConfigurationError, OptionsError
 from fabric_core.specs import Detection

@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import warnings
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from fabric_backends.environments.nodelist import expand
 from fabric_backends.environments.requeue import Requeue
+from fabric_backends.environments.slurm_tasks import (
+    PER_NODE,
+    STEP,
+    TASKS,
+    VARIABLES,
+    host_of_rank_zero,
+    tasks_per_node,
+)
 from fabric_backends.environments.started import StartedEnvironment
-from fabric_backends.environments.variables import Variables, fewer_visible, of_equal_nodes, port_of, whole
+from fabric_backends.environments.variables import port_of, whole
 from fabric_backends.hooks import SLURM
 from fabric_core.errors import ConfigurationError, OptionsError
-from fabric_core.specs import Detection
 
-_STEP, _TASKS, _PER_NODE = "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"
-_NO_STEP = (
-    0xFFFFFFF0  # from here on, numbers of steps stand for batch scripts, interactive shells and the like
-)
-_OTHER_STARTERS = (
-    "FABRIC_LAUNCHED",
-    "TORCHELASTIC_RUN_ID",
-    "OMPI_COMM_WORLD_RANK",
-    "PMI_RANK",
-    "RAY_RAYLET_PID",
-)
-_GROUP = re.compile(r"([1-9][0-9]*)(?:\(x[0-9]+\))?")  # 2 tasks on each of 3 nodes: "2(x3)"
 _ORDER_TIMEOUT = 60.0  # seconds that scontrol may take
-
-_variables = Variables("slurm", "Start the script with srun, which sets it", "srun")
-
-
-def detect(environ: Mapping[str, str]) -> Detection | None:
-    """Recognise a task of srun. A batch script without srun, and a shell in an allocation, are no tasks."""
-    if not _is_task(environ):
-        _say_if_alone(environ)
-        return None
-    note = f"srun has started this as task {environ.get('SLURM_PROCID')} of step {environ[_STEP]}"
-    per_node = _tasks_per_node(environ.get(_PER_NODE, ""))
-    if len(set(per_node)) > 1:
-        return Detection(note=f"{note}; its nodes have unequal numbers of tasks")
-    own = fewer_visible(environ, than=whole(environ, "SLURM_GPUS_ON_NODE"))
-    return of_equal_nodes(whole(environ, _TASKS), next(iter(per_node), None), note, own_devices=own)
 
 
 class SlurmEnvironment(StartedEnvironment):
@@ -80,35 +57,35 @@ class SlurmEnvironment(StartedEnvironment):
         given = os.environ.get("MASTER_ADDR")
         if given:
             return given
-        return "127.0.0.1" if self.single_node else _host_of_rank_zero()
+        return "127.0.0.1" if self.single_node else host_of_rank_zero()
 
     @property
     def main_port(self) -> int:
         """``MASTER_PORT``, or a number made of those of job and step."""
         if os.environ.get("MASTER_PORT"):
-            return _variables.number("MASTER_PORT", least=1)
-        return port_of(10 * _variables.number("SLURM_JOB_ID") + _variables.number(_STEP))
+            return VARIABLES.number("MASTER_PORT", least=1)
+        return port_of(10 * VARIABLES.number("SLURM_JOB_ID") + VARIABLES.number(STEP))
 
     @property
     def single_node(self) -> bool:
         """Whether the step has one node."""
-        return _variables.number("SLURM_STEP_NUM_NODES", least=1) == 1
+        return VARIABLES.number("SLURM_STEP_NUM_NODES", least=1) == 1
 
     def world_size(self) -> int:
         """``SLURM_STEP_NUM_TASKS``."""
-        return _variables.number(_TASKS, least=1)
+        return VARIABLES.number(TASKS, least=1)
 
     def global_rank(self) -> int:
         """``SLURM_PROCID``."""
-        return _variables.number("SLURM_PROCID")
+        return VARIABLES.number("SLURM_PROCID")
 
     def local_rank(self) -> int:
         """``SLURM_LOCALID``."""
-        return _variables.number("SLURM_LOCALID")
+        return VARIABLES.number("SLURM_LOCALID")
 
     def node_rank(self) -> int:
         """``SLURM_NODEID``."""
-        return _variables.number("SLURM_NODEID")
+        return VARIABLES.number("SLURM_NODEID")
 
     @property
     def restart_count(self) -> int:
@@ -131,9 +108,9 @@ class SlurmEnvironment(StartedEnvironment):
         Raises:
             ConfigurationError: The tasks are spread unequally, the numbers differ, or the host of task 0 is unknown.
         """
-        per_node = _tasks_per_node(_variables.text(_PER_NODE))
+        per_node = tasks_per_node(VARIABLES.text(PER_NODE))
         if not per_node:
-            raise _variables.malformed(_PER_NODE, "which is no list of numbers such as '2(x3),1'")
+            raise VARIABLES.malformed(PER_NODE, "which is no list of numbers such as '2(x3),1'")
         if len(set(per_node)) > 1:
             raise ConfigurationError(
                 f"srun has started {self.world_size()} tasks, {' and '.join(map(str, per_node))} on the nodes of the "
@@ -171,55 +148,6 @@ class SlurmEnvironment(StartedEnvironment):
             )
 
 
-def _is_task(environ: Mapping[str, str]) -> bool:
-    """Whether srun has started this process or what it descends from.
-
-    Shells hand their variables down, so that those of a step also reach what is no part of it: an interactive shell
-    and the batch scripts that are submitted from it. A step on a terminal with one task is such a shell, and where
-    the step's number of tasks is not the job's, the step is another one's.
-    """
-    step, tasks = whole(environ, _STEP), environ.get(_TASKS)
-    if _STEP not in environ or (step is not None and step >= _NO_STEP):
-        return False
-    if "SLURM_PTY_PORT" in environ and tasks == "1":
-        return False
-    numbers = {whole(environ, _TASKS), whole(environ, "SLURM_NTASKS")} - {None}
-    return len(numbers) < 2
-
-
-def _say_if_alone(environ: Mapping[str, str]) -> None:
-    tasks = whole(environ, "SLURM_NTASKS")
-    if tasks is None or tasks < 2 or any(name in environ for name in _OTHER_STARTERS):
-        return
-    warnings.warn(
-        f"SLURM has {tasks} tasks for this job, but this process was not started by srun, and does not know of any "
-        "other. Start the script with srun to train on all of them.",
-        stacklevel=2,
-    )
-
-
-def _tasks_per_node(text: str) -> list[int]:
-    """``"2(x3),1"`` as ``[2, 2, 2, 1]``, but equal neighbours once; empty when it is anything else."""
-    groups = [_GROUP.fullmatch(part) for part in text.split(",")]
-    return [int(group[1]) for group in groups if group] if all(groups) else []
-
-
-def _host_of_rank_zero() -> str:
-    if os.environ.get("SLURM_DISTRIBUTION", "").partition(":")[0] == "arbitrary":
-        return _first_of_hostfile()
-    return next(expand(_variables.text("SLURM_STEP_NODELIST")))
-
-
-def _first_of_hostfile() -> str:
-    """The order of the node list is not that of the tasks then; only the user's file knows it."""
-    with suppress(OSError, StopIteration), open(os.environ.get("SLURM_HOSTFILE", "")) as lines:
-        return next(line.strip() for line in lines if line.strip())
-    raise ConfigurationError(
-        "srun was told to distribute the tasks in an arbitrary order, so that their first node is known from "
-        "SLURM_HOSTFILE alone, which cannot be read. Set MASTER_ADDR to the host of task 0."
-    )
-
-
 def _resolve(host: str) -> None:
     try:
         socket.getaddrinfo(host, None)
@@ -234,8 +162,8 @@ def _job() -> str:
     """What scontrol calls this job; the number of an array's task alone may mean the whole array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
-        return f"{array}_{_variables.text('SLURM_ARRAY_TASK_ID')}"
-    return _variables.text("SLURM_JOB_ID")
+        return f"{array}_{VARIABLES.text('SLURM_ARRAY_TASK_ID')}"
+    return VARIABLES.text("SLURM_JOB_ID")
 
 
 def _signal(asked: Any) -> int:
