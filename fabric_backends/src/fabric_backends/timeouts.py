@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -36,11 +37,16 @@ def duration(option: str, value: float | timedelta) -> timedelta:
     )
 
 
-def shorten_after_first_step(timeout: timedelta) -> Callable[[], None]:
+def shorten_after_first_step(timeout: timedelta, device: torch.device) -> Callable[[], None]:
     """Let collectives of the default group take no longer than ``timeout`` once an optimizer has stepped.
 
     Called on every rank, when the group is there. The first step may take long, and not equally long on all ranks:
-    kernels are compiled and connections made. It costs nothing after that.
+    kernels are compiled and connections made. So the device is waited for, once: what it has done by then includes
+    the collectives of the first step, to which the slowest rank has come. It costs nothing after that.
+
+    Args:
+        timeout: From the first step on.
+        device: Of this rank.
 
     Returns:
         Gives it up, if it has not happened yet.
@@ -49,6 +55,8 @@ def shorten_after_first_step(timeout: timedelta) -> Callable[[], None]:
     def shorten(*_: Any) -> None:
         handle.remove()
         if dist.is_initialized():
+            if device.type != "cpu":
+                torch.get_device_module(device).synchronize(device)
             _set_pg_timeout(timeout)
 
     handle = register_optimizer_step_post_hook(shorten)

@@ -134,7 +134,7 @@ class ParallelStrategy(Strategy):
             loopback=self._environment.single_node,
         )
         if self.timeout is None and self._own_timeout is not None and self._membership.owned:
-            self._keep_long = shorten_after_first_step(self._own_timeout)
+            self._keep_long = shorten_after_first_step(self._own_timeout, device)
 
     @property
     def _own_timeout(self) -> timedelta | None:
