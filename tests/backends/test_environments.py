@@ -165,6 +165,21 @@ def test_a_rank_beyond_the_number_of_ranks_is_refused() -> None:
     assert "the local rank 2, but there are 2 of them" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["torchrun", "Open MPI", "MPICH", "jsrun", "Ray"])
+def test_unequal_numbers_of_processes_are_explained(name: str) -> None:
+    kind = KINDS[name]
+    more = {key: 5 for key in kind.needed if key.endswith(("WORLD_SIZE", "_SIZE")) and "LOCAL" not in key}
+    with process({**kind.variables(Place(2, 2, 0, 0)), **more}) as environ:
+        found = kind.detect(environ)
+        assert found is not None
+        assert (found.processes_per_node, found.num_nodes) == (None, None)
+        assert "its nodes have unequal numbers of processes" in found.note
+        with pytest.raises(
+            ConfigurationError, match="has started 5 processes, 2 of them on this node. Training needs"
+        ):
+            kind.make().validate(1, 1)
+
+
 @pytest.mark.parametrize(
     ("parts", "chosen"),
     [

@@ -163,7 +163,7 @@ KINDS = {
         torchelastic.TorchElasticEnvironment,
         torchelastic.detect,
         of_torchrun,
-        ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"),
+        ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
         texts=("MASTER_ADDR",),
     ),
     "srun": Kind(
@@ -215,7 +215,7 @@ KINDS = {
         ray.RayEnvironment,
         ray.detect,
         of_ray,
-        ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT"),
+        ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
         texts=("MASTER_ADDR",),
     ),
 }

@@ -58,6 +58,10 @@ class LSFEnvironment(StartedEnvironment):
         """``JSM_NAMESPACE_RANK``."""
         return _variables.number(_RANK)
 
+    def local_size(self) -> int | None:
+        """``JSM_NAMESPACE_LOCAL_SIZE``, which older ones do not set."""
+        return _variables.number(_LOCAL_SIZE, least=1) if _LOCAL_SIZE in os.environ else None
+
     def local_rank(self) -> int:
         """``JSM_NAMESPACE_LOCAL_RANK``."""
         return _variables.number(_LOCAL_RANK)

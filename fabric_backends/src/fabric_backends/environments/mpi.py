@@ -131,11 +131,6 @@ class MPIEnvironment(StartedEnvironment):
         job = os.environ.get("PMIX_NAMESPACE")
         return _PORT if job is None else port_of(zlib.crc32(job.encode()))
 
-    @property
-    def single_node(self) -> bool:
-        """Whether this node has all ranks."""
-        return self._local_size() == self.world_size()
-
     def world_size(self) -> int:
         """From the launcher."""
         return _variables.number(_launcher().size, least=1)
@@ -155,12 +150,13 @@ class MPIEnvironment(StartedEnvironment):
             return 0
         if _launcher().local_rank is None or not os.environ.get("MASTER_ADDR"):
             return self._census().node_rank
-        node, local_rank = divmod(self.global_rank(), self._local_size())
+        node, local_rank = divmod(self.global_rank(), self.local_size())
         if local_rank == self.local_rank():
             return node
         return self._census().node_rank
 
-    def _local_size(self) -> int:
+    def local_size(self) -> int:
+        """From the launcher, or from a count of who is where."""
         name = _launcher().local_size
         return self._census().local_size if name is None else _variables.number(name, least=1)
 

@@ -14,19 +14,29 @@ class StartedEnvironment(ClusterEnvironment):
         """Always: the processes are there."""
         return True
 
+    def local_size(self) -> int | None:
+        """How many processes this node has; ``None`` where nobody says."""
+        return None
+
     @property
     def single_node(self) -> bool:
-        """Whether this node has all processes; a subclass says how it knows."""
-        return False
+        """Whether this node is known to have all processes."""
+        return self.local_size() == self.world_size()
 
     def validate(self, processes_per_node: int, num_nodes: int) -> None:
         """Compare what was started with itself, then with what the user asked for. Called on every rank.
 
         Raises:
-            ConfigurationError: A rank is not below the number of ranks, or the numbers differ from those asked for.
+            ConfigurationError: A rank is not below the number of ranks, the nodes have unequal numbers of processes,
+                or the numbers differ from those asked for.
         """
-        size = self.world_size()
+        size, here = self.world_size(), self.local_size()
         self._check("global rank", self.global_rank(), size)
+        if here is not None and size % here:
+            raise ConfigurationError(
+                f"The cluster environment {self.spec.name!r} has started {size} processes, {here} of them on this "
+                "node. Training needs the same number on every node. Start as many on each."
+            )
         super().validate(processes_per_node, num_nodes)
         self._check("node rank", self.node_rank(), num_nodes)
         self._check("local rank", self.local_rank(), processes_per_node)

@@ -52,10 +52,9 @@ class TorchElasticEnvironment(StartedEnvironment):
         """``MASTER_PORT``."""
         return _variables.number("MASTER_PORT", least=1)
 
-    @property
-    def single_node(self) -> bool:
-        """Whether this node has all processes."""
-        return _variables.number("WORLD_SIZE", least=1) == _variables.number("LOCAL_WORLD_SIZE", least=1)
+    def local_size(self) -> int:
+        """``LOCAL_WORLD_SIZE``."""
+        return _variables.number("LOCAL_WORLD_SIZE", least=1)
 
     def world_size(self) -> int:
         """``WORLD_SIZE``."""
