@@ -28,6 +28,15 @@ else:
     os.environ["PJRT_DEVICE"] = "CPU"
     os.environ.pop("CPU_NUM_DEVICES", None)
 
+
+@pytest.fixture(scope="session", autouse=True)
+def _device() -> None:
+    """Look at the device before any plain loop here runs a backward pass: PyTorch counts devices at the first one."""
+    import torch_xla
+
+    assert torch_xla.device_count() == 1
+
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -35,7 +44,9 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def xla_program() -> Run:
     """Run a program on some XLA devices of the CPU; warnings of Python are errors in it."""
 
-    def run(*arguments: object, devices: int = 1, timeout: float = 300, ok: bool = True, **variables: str) -> Any:
+    def run(
+        *arguments: object, devices: int = 1, timeout: float = 300, ok: bool = True, **variables: str
+    ) -> Any:
         done = subprocess.run(
             [sys.executable, "-W", "error", *map(str, arguments)],
             env={

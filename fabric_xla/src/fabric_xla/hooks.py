@@ -84,7 +84,7 @@ FULL = PrecisionSpec(
 TRUE = PrecisionSpec(
     "xla_true",
     "fabric_xla.precisions.true:XLATruePrecision",
-    strategies=FULL.strategies,
+    strategies=tuple(spec.name for spec in STRATEGIES if "bf16-true" in spec.precisions),
     requires=REQUIRES,
     description="one half precision everywhere",
 )

@@ -19,12 +19,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fabric_core.contracts.strategy import Strategy
+from fabric_core.errors import SetupError
 from fabric_xla.clipping import clip_norm, gradients_of
 from fabric_xla.moving import move_module, move_state, on_cpu
 
 
 class LazyStrategy(Strategy):
     """One process, whose tensors are computed when a step ends."""
+
+    def connect(self) -> None:
+        """Make the device current, and see that gradients can be computed on it. Called on every rank, once.
+
+        Raises:
+            SetupError: They cannot, because of what this process did before.
+        """
+        super().connect()
+        _try_backward(self.root_device)
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -87,6 +97,19 @@ class LazyStrategy(Strategy):
         """Let the device take over what was loaded. Called on every rank, last."""
         torch_xla.sync()
         return rest
+
+
+def _try_backward(device: torch.device) -> None:
+    """PyTorch counts the devices at the first backward pass in a process; those that appear later have none."""
+    torch_xla.device_count()  # they appear when they are asked for
+    try:
+        torch.zeros((), device=device, requires_grad=True).exp().backward()
+    except RuntimeError as error:
+        raise SetupError(
+            "Gradients cannot be computed on the XLA device any more: a backward pass ran in this process before the "
+            "device was first used, and PyTorch counts the devices then. Call fabric.launch() before the first "
+            "backward pass, also of models on the CPU."
+        ) from error
 
 
 def default_device(index: int = 0) -> torch.device:
