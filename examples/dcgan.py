@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from torch.utils.data import DataLoader, TensorDataset
 
 from fabric_core import Fabric
@@ -75,7 +75,8 @@ def init_weights(layer: nn.Module) -> None:
 
 def write_images(path: Path, images: torch.Tensor, columns: int = 8) -> None:
     """Write images (N, 1, 8, 8) in [-1, 1] as a grid, each pixel four wide, in the PGM format."""
-    rows = [torch.cat(list(row), dim=-1) for row in images.cpu().squeeze(1).split(columns)]
+    framed = pad(images.cpu().squeeze(1), (1, 1, 1, 1), value=-1.0)
+    rows = [torch.cat(list(row), dim=-1) for row in framed.split(columns)]
     grid = ((torch.cat(rows) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     grid = grid.repeat_interleave(4, 0).repeat_interleave(4, 1)
     path.parent.mkdir(parents=True, exist_ok=True)

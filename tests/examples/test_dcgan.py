@@ -52,7 +52,7 @@ def test_it_learns_to_draw_with_ddp(tmp_path: Path) -> None:
     assert deviation > 0.4 * real_deviation  # it draws more than one image
     assert epochs[0][5] < 0.4 * real_deviation  # which it has learnt
     image = out.read_bytes()
-    assert image.startswith(b"P5 256 256 255\n")
+    assert image.startswith(b"P5 320 320 255\n")
     assert len(set(image[15:])) > 100
 
 
