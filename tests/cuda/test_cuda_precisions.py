@@ -288,6 +288,30 @@ def test_training_in_eight_bits_keeps_the_parameters_that_an_optimizer_has() -> 
 
 
 @needs_bitsandbytes
+def test_training_in_eight_bits_follows_training_in_float16_though_gradients_are_there_in_forward() -> None:
+    model, plain = net(), net()
+    precision, converted = quantised("int8-training", model)
+    losses = trained(converted, precision.wrap_forward(converted))
+    exact = trained(plain, plain)
+    assert losses[-1] < 0.9 * losses[0]
+    assert losses == pytest.approx(exact, rel=0.02)
+    assert losses != exact
+
+
+@needs_bitsandbytes
+def test_hooks_of_a_layer_that_is_replaced_go_on_and_can_be_removed() -> None:
+    model: Any = net()
+    seen: list[str] = []
+    handle = model[0].register_forward_hook(lambda layer, *_: seen.append(type(layer).__name__))
+    _, converted = quantised("int8-training", model)
+    converted(torch.ones(1, 32, dtype=torch.float16))
+    assert seen == ["Linear8bitLt"]
+    handle.remove()
+    converted(torch.ones(1, 32, dtype=torch.float16))
+    assert len(seen) == 1
+
+
+@needs_bitsandbytes
 def test_layers_whose_weight_is_shared_are_left_alone() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -48,7 +48,11 @@ def replace_layers(model: nn.Module, layers: dict[str, Any], make: Callable[[Any
 
 
 def _alike(new: nn.Module, old: nn.Module) -> nn.Module:
-    vars(new).update({name: value for name, value in vars(old).items() if name.startswith(_HOOKS)})
+    for name, theirs in vars(old).items():
+        if name.startswith(_HOOKS):
+            if isinstance(theirs, dict):
+                theirs.update(vars(new)[name])  # their object stays: the handles of their hooks refer to it
+            vars(new)[name] = theirs
     return new.train(old.training)
 
 

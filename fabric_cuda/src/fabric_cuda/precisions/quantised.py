@@ -133,8 +133,25 @@ class EightBit:
         state[f"{prefix}weight"] = layer.weight.data
 
 
+class _QuantiseAnew:
+    """Before a forward pass, lets a layer forget the integers if its weights have changed since they were made.
+
+    By itself the layer takes weights that have gradients for unchanged, which they are not where ``zero_grad`` comes
+    between forward and backward: it would go on with the integers of the first pass for ever.
+    """
+
+    def __init__(self) -> None:
+        self.version = -1
+
+    def __call__(self, layer: Any, _: Any) -> None:
+        version = layer.weight._version
+        if version != self.version:
+            layer.state.CB = layer.state.SCB = None
+            self.version = version
+
+
 class EightBitTraining(EightBit):
-    """Weights in float16 that are trained; each forward pass quantises them anew."""
+    """Weights in float16 that are trained, and quantised anew whenever they have changed."""
 
     freezes = False
     trains = True
@@ -145,4 +162,5 @@ class EightBitTraining(EightBit):
         weight: Any = old.weight
         weight.CB = weight.SCB = None  # what such a layer looks for at its weight
         new.weight, new.bias = weight, old.bias
+        new.register_forward_pre_hook(_QuantiseAnew())
         return new
