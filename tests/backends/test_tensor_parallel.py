@@ -9,6 +9,7 @@ import pytest
 import torch
 
 TOLERANCE = 2e-6  # float32, of parameters and losses around 1
+TOLERANCE_ON_GPUS = 1e-4  # whose kernels are others than those of the plain loop, which is on the CPU
 
 TASK = """
 import torch
@@ -98,12 +99,12 @@ rank, shape = int(os.environ["RANK"]), json.loads(os.environ["SHAPE"])
 SIZES = {"data_parallel_size": shape[0], "tensor_parallel_size": shape[1]}
 
 def whole(module):
-    return {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+    return {name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu().clone()
             for name, p in module.named_parameters()}
 
 def opened(plan, precision="32-true", **options):
-    return Fabric(accelerator="cpu", devices=shape[0] * shape[1], precision=precision, strategy="tensor_parallel",
-                  strategy_options={"parallelize_fn": plan, **SIZES, **options})
+    return Fabric(accelerator=os.environ["ACCELERATOR"], devices=shape[0] * shape[1], precision=precision,
+                  strategy="tensor_parallel", strategy_options={"parallelize_fn": plan, **SIZES, **options})
 
 def train(plan, every=1, norm=None, value=None, two=False, late=False, is_tied=False, precision="32-true", **options):
     with opened(plan, precision, **options) as fabric:
@@ -207,27 +208,41 @@ PLAIN: dict[str, dict[str, Any]] = {
     "two optimizers": {"two": True},
     "everything": {"every": 3, "norm": 0.1, "two": True},
 }
-MESHES = ((1, 2), (2, 1), (2, 2))
+MESHES = {
+    "1x2": ("cpu", 1, 2),
+    "2x1": ("cpu", 2, 1),
+    "2x2": ("cpu", 2, 2),
+    "1x2 on GPUs": ("cuda", 1, 2),
+}
+TWO_GPUS = (
+    pytest.mark.cuda,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+)
 
 
-@pytest.fixture(scope="module", params=MESHES, ids=[f"{data}x{tensor}" for data, tensor in MESHES])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=TWO_GPUS if "GPU" in name else ()) for name in MESHES],
+)
 def trained(request: pytest.FixtureRequest, shared_programs: Any) -> list[dict[str, Any]]:
     """What each rank of a mesh (data, tensor) found."""
-    shape = request.param
-    return shared_programs.answers_of(TRAINING, shape[0] * shape[1], SHAPE=str(list(shape)), timeout=110)
+    accelerator, data, tensor = MESHES[request.param]
+    setting = {"SHAPE": f"[{data}, {tensor}]", "ACCELERATOR": accelerator}
+    return shared_programs.answers_of(TRAINING, data * tensor, timeout=110, **setting)
 
 
 @pytest.mark.parametrize("how", PLAIN)
 def test_a_mesh_trains_as_one_process_does_on_the_whole_batch(
-    trained: list[dict[str, Any]], how: str
+    trained: list[dict[str, Any]], how: str, request: pytest.FixtureRequest
 ) -> None:
+    tolerance = TOLERANCE_ON_GPUS if "GPU" in request.node.callspec.params["trained"] else TOLERANCE
     with torch.random.fork_rng():
         expected = plain_loop(**PLAIN[how])
     for found in (answer[how] for answer in trained):
-        assert found["losses"] == pytest.approx(expected.losses, abs=TOLERANCE)
-        assert found["norms"] == pytest.approx(expected.norms, abs=TOLERANCE)
+        assert found["losses"] == pytest.approx(expected.losses, abs=tolerance)
+        assert found["norms"] == pytest.approx(expected.norms, abs=tolerance)
         assert found["plain"]
         assert found["parameters"].keys() == expected.parameters.keys()
         for name, value in expected.parameters.items():
-            assert (found["parameters"][name] - value).abs().max() <= TOLERANCE, name
+            assert (found["parameters"][name] - value).abs().max() <= tolerance, name
             assert torch.equal(found["parameters"][name], trained[0][how]["parameters"][name]), name
