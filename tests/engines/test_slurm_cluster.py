@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def test_a_job_that_is_requeued_on_two_nodes_goes_on_from_its_checkpoint(slurm: 
     slurm.wait_until(
         lambda: slurm.ask("squeue", "-h", "-j", number, "-o", "%T") == "PENDING", 30, "the requeue"
     )
+    time.sleep(2)  # nodes refuse a job that begins within the second in which they were told to end it
     slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
     slurm.wait_until(
         lambda: "JobState=COMPLETED" in slurm.ask("scontrol", "show", "job", number), 60, "the end"
