@@ -1,4 +1,1 @@
-"""DeepSpeed's ZeRO strategies as a plugin of fabric-core.
-
-Nothing works yet, so nothing is registered: see `fabric_deepspeed.hooks`.
-"""
+"""DeepSpeed's ZeRO strategies as a plugin of fabric-core. See `fabric_deepspeed.hooks` for what it offers."""

@@ -1,0 +1,487 @@
+"""DeepSpeed: an engine of its own around each model, which divides optimizer, gradients and parameters over the ranks."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fabric_backends.sharding import folder as folders
+from fabric_backends.sharding.tensors import mapped
+from fabric_backends.strategies.parallel import ParallelStrategy
+from fabric_backends.timeouts import INIT_TIMEOUT
+from fabric_core.empty_init import skip_init
+from fabric_core.errors import CheckpointError, OptionsError, SetupError, UnsupportedError, did_you_mean
+from fabric_deepspeed import library, pieces, states
+from fabric_deepspeed.config import combine, complete, read
+from fabric_deepspeed.engine import Engine
+from fabric_deepspeed.from_config import make_optimizer, make_scheduler
+from fabric_deepspeed.hooks import DEEPSPEED
+from fabric_deepspeed.options import options_from
+from fabric_deepspeed.precision import DeepSpeedPrecision
+from fabric_deepspeed.stepping import Joined
+
+CheckpointKind = Literal["sharded", "full"]
+
+
+class DeepSpeedStrategy(ParallelStrategy):
+    """A process per device, and DeepSpeed between the model and its optimizers.
+
+    Loops stay as they are: the verbs of Fabric accumulate, clip and step, and each model has an engine of its own. What
+    comes back from ``setup`` are the user's own optimizers; their ``step`` is the engine's, when all of the optimizers
+    of its model have been asked.
+
+    Args:
+        config: DeepSpeed's config: a dictionary or the path of a JSON file. Without it, the environment variable
+            ``FABRIC_DEEPSPEED_CONFIG`` may name one. What Fabric knows may be ``"auto"`` in it.
+        checkpoint: How ``save`` writes. ``"sharded"``: a folder to which each rank writes what it holds. ``"full"``:
+            one file, the same as strategies write whose ranks hold the whole model. Reading tells them apart by
+            itself, on any number of ranks.
+        exclude_frozen_parameters: Leave parameters that are not trained out of checkpoints.
+        shared_memory: Let CPUs of one node reduce through shared memory, by kernels that are compiled at first use.
+        logging_level: Of DeepSpeed's logger.
+        process_group_backend, timeout, init_timeout: As in `ParallelStrategy`.
+        options: See `fabric_deepspeed.options.Options`.
+
+    Raises:
+        OptionsError: An option is unknown or cannot be; or options and config contradict each other.
+    """
+
+    spec = DEEPSPEED
+    joint_setup = True
+    owns_backward = True
+
+    def __init__(
+        self,
+        *,
+        config: Any = None,
+        checkpoint: CheckpointKind = "sharded",
+        exclude_frozen_parameters: bool = False,
+        shared_memory: bool = False,
+        logging_level: int | str = logging.WARNING,
+        process_group_backend: str | None = None,
+        timeout: float | timedelta | None = None,
+        init_timeout: float | timedelta = INIT_TIMEOUT,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            process_group_backend=process_group_backend, timeout=timeout, init_timeout=init_timeout
+        )
+        if checkpoint not in get_args(CheckpointKind):
+            raise OptionsError(
+                f"The option checkpoint is {checkpoint!r}.{did_you_mean(str(checkpoint), get_args(CheckpointKind))} It "
+                "takes 'sharded' or 'full'."
+            )
+        self.checkpoint: CheckpointKind = checkpoint
+        self.config = combine(read(config), options_from(options))
+        self._exclude_frozen = exclude_frozen_parameters
+        self._shared_memory = shared_memory
+        self._log_level = _level(logging_level)
+        self._deepspeed: Any = None
+        self._engines: list[Engine] = []
+        self._by_module: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
+        self._idle: list[Any] = []
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+        stage: int = self.config["zero_optimization"]["stage"]
+        return stage
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Join the process group, and import DeepSpeed. Called on every rank, once.
+
+        Raises:
+            BrokenPluginError: DeepSpeed is installed, and cannot be imported.
+            UnsupportedError: The precision was passed in code, and is another one.
+            OptionsError: The config contradicts the precision, or the number of ranks.
+        """
+        precision = self.surroundings.precision
+        if not isinstance(precision, DeepSpeedPrecision):
+            raise UnsupportedError(
+                f"A {type(precision).__name__} was passed; DeepSpeed's engine converts and scales by itself. Say the "
+                "precision by name, or pass a fabric_deepspeed.precision:DeepSpeedPrecision."
+            )
+        self._complete_config()
+        self._deepspeed = library.load(self.root_device.type)
+        super().connect()
+        library.join(
+            self._deepspeed,
+            library.backend_name(),
+            shared_memory=self._shared_memory,
+            log_level=self._log_level,
+        )
+
+    def _complete_config(self) -> dict[str, Any]:
+        precision: Any = self.surroundings.precision
+        return complete(self.config, dtype=precision.dtype, world_size=self.world_size)
+
+    def teardown(self) -> None:
+        """Destroy the engines, then leave the process group. Called on every rank; safe to call twice."""
+        for engine in self._engines:
+            engine.release()
+        for raw in self._idle:
+            raw.destroy()
+        self._engines.clear()
+        self._idle.clear()
+        self._by_module.clear()
+        if self._deepspeed is not None:
+            library.leave()
+            self._deepspeed = None
+        super().teardown()
+
+    # -- setting up -----------------------------------------------------------------------------------------------
+
+    def module_init_context(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
+        """A context in which a model is created on the device; in stage 3, each parameter is divided at once."""
+        if self.stage < 3:
+            return super().module_init_context(empty_init)
+        return self._divided(empty_init)
+
+    @contextmanager
+    def _divided(self, empty_init: bool | None) -> Any:
+        with ExitStack() as stack:
+            stack.enter_context(library.working(self.local_rank))
+            init = self._deepspeed.zero.Init
+            stack.enter_context(init(config_dict_or_path=self._complete_config()))
+            if empty_init:
+                stack.enter_context(skip_init())
+            yield
+
+    def move_module(self, module: nn.Module) -> None:
+        """As the contract; what is divided is in its place."""
+        if not any(hasattr(parameter, "ds_tensor") for parameter in module.parameters()):
+            super().move_module(module)
+
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        """Make a model ready for inference. In stage 3, its parameters are divided. Called on every rank."""
+        precision: Any = self.surroundings.precision
+        if self.stage < 3:
+            self.synchronize_module(module)
+            for parameter in module.parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(precision.dtype)
+            return module
+        raw = self._initialize(module, None)
+        self._idle.append(raw)
+        return _ForwardOnly(raw)
+
+    def setup_module_and_optimizers(
+        self, module: nn.Module, optimizers: list[Optimizer], scheduler: Any = None
+    ) -> tuple[nn.Module, list[Optimizer], Any]:
+        """Put an engine around a model and its optimizers. Called on every rank, in the same order.
+
+        Returns:
+            The engine, and the user's own optimizers and scheduler, or those that the config names.
+
+        Raises:
+            SetupError: There is nothing to train; or two optimizers share a parameter.
+            OptionsError: An optimizer or a scheduler was given, and the config names one, too; or there is none such.
+        """
+        trains = any(parameter.requires_grad for parameter in module.parameters())
+        made = make_optimizer(self._deepspeed, self.config, module) if trains else None
+        if made is not None and optimizers:
+            raise OptionsError(
+                f"DeepSpeed's config names an optimizer ({type(made).__name__}), and a {type(optimizers[0]).__name__} "
+                "was given to setup. Take one of them out."
+            )
+        optimizers = optimizers if made is None else [made]
+        if not optimizers:
+            return self.setup_module(module), [], scheduler
+        named = make_scheduler(self.config, optimizers)
+        if named is not None and scheduler is not None:
+            raise OptionsError(
+                "DeepSpeed's config names a scheduler, and one was given to setup. Take one out."
+            )
+        engine = self._make_engine(module, optimizers)
+        return engine.raw, optimizers, scheduler if named is None else named
+
+    def _make_engine(self, module: nn.Module, optimizers: list[Optimizer]) -> Engine:
+        _check_parameters(module, optimizers)
+        precise = self._precise_weights(module)
+        joined = Joined(optimizers)
+        engine = Engine(self._initialize(module, joined), joined)
+        for parameter, weights in precise.items():
+            place = engine.layout.places.get(parameter)
+            if place is not None:
+                engine.layout.write(parameter, pieces.cut(weights, place.offset, place.length))
+        for optimizer in optimizers:
+            if optimizer.state:  # it has stepped before, or has a state from the beginning
+                states.load_optimizer_state(optimizer, engine, optimizer.state_dict())
+                optimizer.state.clear()
+        self._engines.append(engine)
+        self._by_module[module] = self._by_module[engine.raw] = engine
+        return engine
+
+    def _precise_weights(self, module: nn.Module) -> dict[nn.Parameter, Tensor]:
+        """In half precision, the float32 weights of rank 0, before the engine rounds them."""
+        precision: Any = self.surroundings.precision
+        wanted = [
+            parameter
+            for parameter in module.parameters()
+            if parameter.requires_grad
+            and parameter.dtype is torch.float32 is not precision.dtype
+            and not hasattr(parameter, "ds_tensor")
+        ]
+        if wanted:
+            self.synchronize_module(module)
+        return {parameter: parameter.detach().clone() for parameter in wanted}
+
+    def _initialize(self, module: nn.Module, joined: Joined | None) -> Any:
+        config = self._complete_config()
+        for made_here in ("optimizer", "scheduler"):
+            config.pop(made_here, None)
+        arguments: dict[str, Any] = {} if joined is None else {"optimizer": joined}
+        with library.working(self.local_rank):
+            raw, *_ = self._deepspeed.initialize(
+                model=module, config=config, dist_init_required=False, **arguments
+            )
+        return raw
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor, module: nn.Module | None, *args: Any, **kwargs: Any) -> None:
+        """As the contract, through the engine of the model.
+
+        Raises:
+            SetupError: It is not known which engine the loss belongs to; or a half of its optimizers was stepped.
+            UnsupportedError: An argument of ``torch.Tensor.backward`` that DeepSpeed has not.
+        """
+        gradient, retain_graph = _backward_arguments(*args, **kwargs)
+        engine = self._engine_of(module)
+        if gradient is not None:
+            loss = (loss * gradient).sum()
+        others = [other for other in self._engines if other is not engine]
+        for other in others:
+            other.expect_to_be_passed()
+        engine.backward(loss, retain_graph)
+        for other in others:
+            other.end_backward()
+
+    def _engine_of(self, module: nn.Module | None) -> Engine:
+        if module is not None and module in self._by_module:
+            return self._by_module[module]
+        if module is not None or not self._engines:
+            raise SetupError(
+                "fabric.backward() needs a model that was set up with an optimizer: DeepSpeed's engine computes its "
+                "gradients. Call fabric.setup(model, optimizer)."
+            )
+        if len(self._engines) > 1:
+            raise SetupError(
+                f"{len(self._engines)} models are in training, each in an engine of DeepSpeed's. Say to which of them "
+                "the loss belongs: fabric.backward(loss, model=model)."
+            )
+        return self._engines[0]
+
+    def optimizer_step(
+        self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None
+    ) -> Any:
+        """Step the engine, when all optimizers of its model have been asked. Called on every rank."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._engine_with(optimizer).step(optimizer)
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers of PyTorch look at it
+        return loss
+
+    def _engine_with(self, optimizer: Optimizer) -> Engine:
+        for engine in self._engines:
+            if any(optimizer is own for own in engine.optimizers):
+                return engine
+        raise SetupError(f"This {type(optimizer).__name__} was not set up together with a model.")
+
+    def hold_gradient_sync(self, module: nn.Module) -> None:
+        """It cannot be held back: where gradients are divided, they are sent as they appear."""
+        return
+
+    def zero_gradients(
+        self, optimizer: Optimizer, zero_grad: Callable[..., None], *args: Any, **kwargs: Any
+    ) -> None:
+        """As the contract; also drops what the engine has collected."""
+        self._engine_with(optimizer).zero_grad(optimizer)
+
+    def scale_gradients(self, module: nn.Module, factor: float) -> None:
+        """As the contract."""
+        self._engine_of(module).scale(factor)
+
+    def clip_gradients_norm(
+        self,
+        module: nn.Module,
+        parameters: list[nn.Parameter],
+        max_norm: float,
+        norm_type: float = 2.0,
+        error_if_nonfinite: bool = True,
+    ) -> Tensor:
+        """As the contract. The gradients are clipped in the step, in float32."""
+        engine = self._engine_of(module)
+        return engine.clip_norm(parameters, max_norm, float(norm_type), error_if_nonfinite)
+
+    def clip_gradients_value(
+        self, module: nn.Module, parameters: list[nn.Parameter], clip_value: float
+    ) -> None:
+        """As the contract. The gradients are clipped in the step, in float32."""
+        self._engine_of(module).clip_value(parameters, clip_value)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
+        """The state of a module, its trained weights in float32; of what is divided, the pieces of this rank."""
+        state = states.module_state(module, self._by_module.get(module))
+        if self._exclude_frozen:
+            frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+            state = {name: value for name, value in state.items() if name not in frozen}
+        return state
+
+    def load_module_state_dict(
+        self, module: nn.Module, state: Mapping[str, Any], strict: bool = True
+    ) -> None:
+        """As the contract; each rank reads only what it holds."""
+        states.load_module_state(module, self._by_module.get(module), state, strict)
+
+    def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of an optimizer; of what is divided, the pieces of this rank."""
+        return states.optimizer_state(optimizer, self._engine_with(optimizer))
+
+    def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """As the contract; each rank reads only what it holds."""
+        states.load_optimizer_state(optimizer, self._engine_with(optimizer), state)
+
+    def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Write a folder of pieces, or one file where nothing is in pieces. Called on every rank.
+
+        Raises:
+            CheckpointError: It cannot be written; on every rank. What was there before is intact.
+        """
+        if self.checkpoint == "full":
+            checkpoint = mapped(checkpoint, lambda piece: piece.whole(), (pieces.Piece,))
+        if pieces.has_pieces(checkpoint):
+            self._save_folder(path, checkpoint)
+        else:
+            super().save_checkpoint(path, checkpoint)
+
+    def _save_folder(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        temporary = folders.temporary_for(path, self.broadcast(secrets.token_hex(4)))
+        save_values = self.surroundings.checkpoint_io.save
+
+        def prepare() -> None:
+            folders.remove_abandoned(path)
+            temporary.mkdir(parents=True)
+
+        def finish() -> None:
+            save_values(temporary / folders.VALUES, pieces.without_pieces(checkpoint))
+            folders.finish(temporary, path)
+
+        try:
+            self._write(path, prepare, range(1))
+            self._write(
+                path,
+                lambda: pieces.write_pieces(temporary, self.global_rank, checkpoint),
+                range(self.world_size),
+            )
+            self._write(path, finish, range(1))
+        finally:
+            if self.global_rank == 0:
+                folders.remove(temporary)
+
+    def _write(self, path: Path, action: Callable[[], None], ranks: range) -> None:
+        """Do one part of the writing on some ranks, and succeed or fail on all of them."""
+        failure: Exception | None = None
+        if self.global_rank in ranks:
+            try:
+                action()
+            except Exception as error:  # the other ranks wait, and have to be told
+                failure = error
+        failed = self._first_failure(failure, ranks)
+        if failed is not None:
+            raise CheckpointError(
+                f"Rank {failed[0]} could not write the checkpoint {str(path)!r}: {failed[1]}. What was there before is "
+                "untouched."
+            ) from failure
+
+    def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        """Read a folder of pieces, of shards as ``fsdp`` writes them, or one file; tensors when they are restored."""
+        found = folders.find(path)
+        load_values = self.surroundings.checkpoint_io.load
+        if found is None:
+            return load_values(path, weights_only=weights_only)
+        shards = folders.ShardedFolder(found)
+        values = load_values(found / folders.VALUES, weights_only=weights_only)
+        checkpoint: dict[str, Any]
+        if (found / ".metadata").exists():
+            checkpoint = folders.with_stored(values, shards)
+        else:
+            checkpoint = pieces.with_stored(values, found, weights_only)
+        return checkpoint
+
+    def plain_value(self, value: Any) -> Any:
+        """As the contract: what lies in a folder is read whole."""
+        return pieces.plain(value)
+
+    def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
+        """As the contract: everything is read whole, so that weights come as plain float32 tensors."""
+        return {name: pieces.plain(value) for name, value in rest.items()}
+
+
+class _ForwardOnly(nn.Module):
+    """An engine without an optimizer: it gathers the parameters for each layer while that computes."""
+
+    def __init__(self, raw: Any) -> None:
+        super().__init__()
+        self._raw = [raw]  # no module of this one: it is destroyed by its strategy
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with library.quiet():
+            return self._raw[0](*args, **kwargs)
+
+
+def _level(level: int | str) -> int:
+    number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
+    if not isinstance(number, int):
+        raise OptionsError(
+            f"logging_level={level!r} has to be a level of Python's logging, such as 'WARNING'."
+        )
+    return number
+
+
+def _check_parameters(module: nn.Module, optimizers: list[Optimizer]) -> None:
+    """DeepSpeed would train what it is given, also parameters of another model."""
+    own = {id(parameter) for parameter in module.parameters()}
+    for optimizer in optimizers:
+        given = [p for group in optimizer.param_groups for p in group["params"]]
+        foreign = sum(id(parameter) not in own for parameter in given)
+        if foreign:
+            raise SetupError(
+                f"The {type(optimizer).__name__} has {foreign} parameters that are not of this "
+                f"{type(module).__name__}. Make it after the model, from model.parameters()."
+            )
+    if not any(p.requires_grad for o in optimizers for group in o.param_groups for p in group["params"]):
+        raise SetupError(
+            "The optimizers have no parameter that is trained: all are frozen. Set the model up without them: "
+            "fabric.setup_module(model)."
+        )
+
+
+def _backward_arguments(
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> tuple[Tensor | None, bool]:
+    if create_graph or inputs is not None:
+        raise UnsupportedError(
+            "DeepSpeed's engine has no backward pass with create_graph or inputs. Use torch.autograd.grad for a "
+            "gradient that is part of a loss."
+        )
+    return gradient, bool(retain_graph)
