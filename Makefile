@@ -9,13 +9,15 @@ ARGS ?=
 DISTRIBUTIONS := fabric_core fabric_backends fabric_cuda fabric_xla fabric_deepspeed
 MANIFESTS := $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 STAMP := $(VENV)/.installed
+XLA_VENV := .venv-xla
+XLA_STAMP := $(XLA_VENV)/.installed
 TESTED := $(VENV)/.installed-for-tests
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test matrix check format docs wheels changelog clean distclean
+.PHONY: help install demo test test-xla matrix check format docs wheels changelog clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +29,9 @@ demo: $(STAMP) ## train the example on two processes
 
 test: $(TESTED) ## run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-xla: $(XLA_STAMP) ## run the tests that need torch_xla
+	$(XLA_VENV)/bin/python -m pytest tests/xla_engine $(ARGS)
 
 matrix: $(TESTED) ## compare every strategy and precision with a plain loop, and write docs/matrix.md
 	FABRIC_WRITE_DOCS=1 $(BIN)/python -m pytest tests/training/test_matrix.py $(ARGS)
@@ -57,8 +62,8 @@ clean: ## remove what the other commands made, except .venv
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(DISTRIBUTIONS) tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-distclean: clean ## remove .venv as well
-	rm -rf $(VENV)
+distclean: clean ## remove .venv and .venv-xla as well
+	rm -rf $(VENV) $(XLA_VENV)
 
 # The distributions are installed together, so that pip takes each other's dependencies from this folder, and
 # without build isolation, so that hatchling is not fetched five times, and DeepSpeed's build finds PyTorch.
@@ -73,6 +78,12 @@ $(STAMP): constraints.txt pyproject.toml $(MANIFESTS) | $(BIN)/python
 $(TESTED): $(STAMP)
 	@echo "Installing what only the tests need."
 	$(PIP_INSTALL) --no-build-isolation --group engines
+	@touch $@
+
+# torch_xla works with the PyTorch of its own version only, so it gets an environment of its own.
+$(XLA_STAMP): tests/xla_engine/constraints.txt tests/xla_engine/make_environment.py constraints.txt $(MANIFESTS)
+	@echo "Installing torch_xla into $(XLA_VENV); the first time takes a minute or two, and 2.3 GB."
+	$(PYTHON) tests/xla_engine/make_environment.py $(XLA_VENV)
 	@touch $@
 
 $(BIN)/python:
