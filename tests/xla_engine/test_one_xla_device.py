@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fabric_core import CheckpointError, Fabric, SetupError
+from fabric_core import CheckpointError, ConfigurationError, Fabric, SetupError, WrongTypeError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch_xla")
 
@@ -354,3 +354,50 @@ def test_sharding_refuses_weights_that_torch_xla_cannot_shard() -> None:
     refused = pytest.raises(SetupError, match=r"float32 only, and the Linear has some in torch\.float16")
     with Fabric(accelerator="tpu", strategy="xla_fsdp", devices=1) as fabric, refused:
         fabric.setup(nn.Linear(2, 2).half())
+
+
+def test_a_change_of_a_gradient_shows_in_its_version(fabric: Any) -> None:
+    """By it, the strategy knows between processes which gradients are averages already."""
+    model = fabric.setup(nn.Linear(2, 1))
+
+    def backward() -> tuple[int, int]:
+        fabric.backward(model(torch.ones(1, 2, device=fabric.device)).sum())
+        return id(model.weight.grad), model.weight.grad._version
+
+    first = backward()
+    model.weight.grad.mul_(0.5)
+    clipped = id(model.weight.grad), model.weight.grad._version
+    second = backward()
+    assert len({first, clipped, second}) == 3
+    assert second[0] == first[0], "added up in place"
+
+
+def test_the_collectives_are_there_in_torch_xla(fabric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between how many processes they work cannot be tried here; that they take what they are given, can."""
+    from torch_xla.core import xla_model as xm
+
+    from fabric_xla import collectives
+
+    monkeypatch.setenv("XLA_ALWAYS_ALLREDUCE", "1")
+    fabric.launch()
+    tensor = torch.tensor([1.0, 3.0], device=fabric.device)
+    for op in ("mean", "sum", "min", "max", "product"):
+        assert collectives.all_reduce(tensor, op).cpu().tolist() == [1.0, 3.0]
+        assert collectives.all_reduce(tensor > 2, op).cpu().tolist() == [False, True]
+    assert collectives.all_reduce(tensor.bfloat16()).dtype is torch.bfloat16
+    with pytest.raises(ConfigurationError, match="There is no reduction 'men'. Did you mean 'mean'"):
+        collectives.all_reduce(tensor, "men")
+    assert collectives.all_gather(tensor > 2).cpu().tolist() == [[False, True]]
+    mine = tensor.clone().requires_grad_()
+    collectives.all_gather_with_gradient(mine).mul(2.0).sum().backward()
+    assert mine.grad.cpu().tolist() == [2.0, 2.0]
+    gradients = [torch.ones(3, device=fabric.device), torch.ones(2, 2, device=fabric.device)]
+    collectives.average_(gradients)
+    xm.collective_broadcast(gradients)
+    assert gradients[1].cpu().tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    assert collectives.exchange("word", b"here") == [b"here"]
+    collectives.barrier("name")
+    sent = collectives.broadcast_object({"a": [tensor.bfloat16()], "b": "text"}, 0)
+    assert (sent["a"][0].device, sent["a"][0].dtype) == (fabric.device, torch.bfloat16)
+    with pytest.raises(WrongTypeError, match="it does not pickle"):
+        collectives.broadcast_object(lambda: 0, 0)
