@@ -30,6 +30,11 @@ FLOAT8 = PrecisionSpec(
     requires=("torchao>=0.8",),
     description="float32 weights, bfloat16 computation, linear layers in 8 bits, by torchao",
 )
+FLOAT8_DIVIDED = replace(
+    FLOAT8,
+    strategies=("fsdp", "fsdp_cpu_offload", "fsdp_hybrid", "ddp_sharded", "ddp_sharded_spawn", "local_sgd"),
+)
+"""The same for strategies that list the precisions that they know: it is tried with these."""
 BITSANDBYTES = PrecisionSpec(
     "bitsandbytes",
     "fabric_cuda.precisions.bitsandbytes:BitsandbytesPrecision",
@@ -67,6 +72,7 @@ def fabric_precisions() -> Iterator[PrecisionSpec]:
         description="float16 weights, linear layers in 8 bits, by NVIDIA's Transformer Engine",
     )
     yield FLOAT8
+    yield FLOAT8_DIVIDED
     for mode, description in QUANTISED.items():
         yield replace(
             BITSANDBYTES,

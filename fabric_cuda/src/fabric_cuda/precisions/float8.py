@@ -11,7 +11,7 @@ from torch import nn
 
 from fabric_backends.precisions.mixed import MixedPrecision
 from fabric_core.errors import OptionsError, UnsupportedError, did_you_mean, listing
-from fabric_cuda.hooks import FLOAT8
+from fabric_cuda.hooks import FLOAT8_DIVIDED
 from fabric_cuda.precisions.layers import each_layer, is_ignored, warn_of_layers_left
 from fabric_cuda.precisions.packages import package
 
@@ -37,7 +37,7 @@ class Float8Precision(MixedPrecision):
         OptionsError: There is no such recipe.
     """
 
-    spec = FLOAT8
+    spec = FLOAT8_DIVIDED
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Float8Precision(MixedPrecision):
         emulate: bool = False,
     ) -> None:
         super().__init__("bfloat16")
-        self._torchao = package("torchao.float8", FLOAT8)
+        self._torchao = package("torchao.float8", FLOAT8_DIVIDED)
         config = self._config_of(recipe)
         self.config = dataclasses.replace(config, emulate=True) if emulate else config
         self.ignore_modules = tuple(ignore_modules)
