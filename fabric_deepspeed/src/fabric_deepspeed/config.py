@@ -201,8 +201,8 @@ def _set_batches(config: Config, world_size: int) -> None:
     steps = config.get("gradient_accumulation_steps", AUTO)
     if steps not in (AUTO, None, 1):
         raise OptionsError(
-            f"DeepSpeed's config says gradient_accumulation_steps = {steps}. Fabric's loop accumulates: leave the entry "
-            f"out, and write 'with fabric.accumulate(model, every={steps}):'."
+            f"DeepSpeed's config says gradient_accumulation_steps = {steps}. Fabric's loop accumulates: leave the "
+            f"entry out, and write 'with fabric.accumulate(model, every={steps}):'."
         )
     micro, whole = (
         None if value == AUTO else value

@@ -117,8 +117,8 @@ class Engine:
         norm = self._norm(parameters, norm_type)
         if error_if_nonfinite and not torch.isfinite(norm):
             raise RuntimeError(
-                f"The total norm of order {norm_type} of the gradients is not finite ({norm.item()}), so they cannot be "
-                "clipped. To clip all the same: error_if_nonfinite=False."
+                f"The total norm of order {norm_type} of the gradients is not finite ({norm.item()}), so they cannot "
+                "be clipped. To clip all the same: error_if_nonfinite=False."
             )
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         self._change(parameters, lambda piece: piece.mul_(factor.to(piece.device)))

@@ -1,7 +1,7 @@
 """Where DeepSpeed keeps what belongs to a parameter: one class per way in which its stages divide things.
 
-To all of them a parameter is a row of numbers, of which each rank holds a piece: the float32 weights, each tensor of the
-optimizer's state, and, when it has been reduced, the gradient.
+To all of them a parameter is a row of numbers, of which each rank holds a piece: the float32 weights, each tensor of
+the optimizer's state, and, when it has been reduced, the gradient.
 """
 
 from __future__ import annotations

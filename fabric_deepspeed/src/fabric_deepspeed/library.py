@@ -68,6 +68,12 @@ def join(deepspeed: Any, backend: str, *, shared_memory: bool, log_level: int) -
     leave()
     with _known_warnings():
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    talks: Any = importlib.import_module("deepspeed.comm.comm").cdb
+    for attribute, name in (
+        ("all_gather_function", "all_gather_single"),
+        ("reduce_scatter_function", "reduce_scatter_single"),
+    ):  # what PyTorch calls now what DeepSpeed calls by names that are deprecated
+        setattr(talks, attribute, getattr(dist, name, getattr(talks, attribute)))
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints in pieces: a folder to which every rank writes what it holds, and from which any number of ranks reads.
 
-DeepSpeed's own checkpoints are pickles that execute code when they are read, and fit the number of ranks that wrote them.
-Here a piece is a row of numbers with its place in the whole tensor, written by ``torch.save`` and read with
+DeepSpeed's own checkpoints are pickles that execute code when they are read, and fit the number of ranks that wrote
+them. Here a piece is a row of numbers with its place in the whole tensor, written by ``torch.save`` and read with
 ``weights_only=True``. Beside the pieces there is one file with everything else (a tensor on the meta device stands for
 each that is in pieces), and a manifest, written last: a folder without it is not finished.
 """

@@ -1,70 +1,54 @@
-"""The number formats of DeepSpeed: what the engine casts, seen from outside."""
+"""The number format of DeepSpeed's engine, which converts weights, scales losses and keeps float32 copies itself."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from fabric_backends.precisions.conversion import dtype_among, widen
 from fabric_core.contracts.precision import Precision
-from fabric_core.data.collections import convert_floats, map_tensors
-from fabric_core.errors import OptionsError, listing
+from fabric_core.data.collections import convert_floats
 from fabric_deepspeed.hooks import PRECISION
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class DeepSpeedPrecision(Precision):
-    """One dtype for computing; the engine keeps and updates the weights in float32 beside it.
+    """Inputs are converted to what the engine computes in, outputs back; the engine does the rest.
 
-    So both ``-mixed`` and ``-true`` have float32 master weights, as DeepSpeed always does. They differ in what a model
-    is before the engine gets it: ``-true`` converts it, its buffers too, and `init_context` creates it in that dtype
-    from the start; ``-mixed`` starts from float32 weights, and buffers stay in float32.
-
-    With float16 the engine scales the losses itself, and skips steps with gradients that are not finite.
+    In half precision, the engine's optimizer keeps the weights in float32, and rounds them anew after each step. A
+    model that was made in float32 is trained from those weights, and not from their rounded copies. With float16 the
+    engine scales the losses, and skips steps whose gradients are not finite.
 
     Args:
-        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
-        from_the_start: Whether a model is converted, and created, in that dtype.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``, or the ``torch.dtype`` itself.
+        makes_half: Whether ``init_module`` makes models in this format, which takes half of the memory.
+
+    Raises:
+        OptionsError: Another dtype.
     """
 
     spec = PRECISION
 
-    def __init__(self, dtype: str | torch.dtype, from_the_start: bool = False) -> None:
-        name = str(dtype).removeprefix("torch.")
-        if name not in _DTYPES:
-            raise OptionsError(f"DeepSpeedPrecision cannot use dtype={dtype!r}. It takes {listing(_DTYPES)}.")
-        self.dtype = _DTYPES[name]
-        self.from_the_start = from_the_start
-        self.scales_loss = self.dtype is torch.float16  # by the engine, in its own backward pass
-
-    def convert_module(self, module: nn.Module) -> nn.Module:
-        """Convert the weights and buffers where that is asked for; the engine converts what is left."""
-        return module.to(self.dtype) if self.from_the_start else module
+    def __init__(self, dtype: str | torch.dtype = "float32", *, makes_half: bool = False) -> None:
+        self.dtype = dtype_among(dtype, _DTYPES, "DeepSpeedPrecision")
+        self.makes_half = makes_half
+        self.scales_loss = self.dtype is torch.float16
 
     def init_context(self) -> AbstractContextManager[Any]:
-        """Create new parameters and tensors in the dtype of the weights."""
-        return _default_dtype(self.dtype if self.from_the_start else torch.get_default_dtype())
+        """New parameters and tensors are made in the format, where that was asked for."""
+        return _default_dtype(self.dtype) if self.makes_half else nullcontext()
 
     def convert_input(self, data: Any) -> Any:
-        """Convert the floating-point tensors among the arguments of a forward pass."""
+        """Convert the floating-point tensors among the arguments to the format of the engine."""
         return convert_floats(data, self.dtype)
 
     def convert_output(self, data: Any) -> Any:
-        """Bring outputs in half precision back to the default dtype, so that losses are computed in it."""
-        return map_tensors(_widen, data)
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    default = torch.get_default_dtype()
-    if tensor.dtype is default or not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(tensor.dtype, default))
+        """Bring outputs back to the default dtype, never to fewer digits."""
+        return widen(data)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ class Joined(Optimizer):
     """What DeepSpeed gets: groups of its own, which it may point at whatever tensors it likes.
 
     [Note: the user's optimizer stays whole] DeepSpeed replaces the parameters in the groups of an optimizer by flat
-    pieces. Those are groups of `Joined`. The user's optimizer keeps its groups, with the user's parameters in them; when
-    it steps, it is lent the flat ones for as long, with the hyperparameters that its own have at that moment. So what
+    pieces. Those are groups of `Joined`. The user's optimizer keeps its groups, with the user's parameters in them;
+    when it steps, it is lent the flat ones for as long, with the hyperparameters that its own have at that moment. So what
     schedulers and users write there takes effect, hooks run, and it is an instance of the class that it was.
 
     Attributes:
@@ -31,7 +31,7 @@ class Joined(Optimizer):
 
     def __init__(self, optimizers: list[Optimizer]) -> None:
         self.optimizers = optimizers
-        self._pairs: list[tuple[Optimizer, dict[str, Any], dict[str, Any]]] = []
+        self._pairs: list[tuple[Optimizer, int, dict[str, Any]]] = []
         self._changes: dict[int, list[tuple[int, int, Change]]] = {}
         groups = []
         for optimizer in optimizers:
@@ -46,9 +46,12 @@ class Joined(Optimizer):
                 f"The optimizers of one model share a parameter, which DeepSpeed keeps once ({error}). Give each "
                 "parameter to one optimizer."
             ) from error
-        owners = [(optimizer, own) for optimizer in optimizers for own in optimizer.param_groups]
-        for (optimizer, own), theirs in zip(owners, self.param_groups, strict=True):
-            self._pairs.append((optimizer, own, theirs))
+        # By number, because an optimizer that loads a state dict gets new groups.
+        owners = [
+            (optimizer, number) for optimizer in optimizers for number in range(len(optimizer.param_groups))
+        ]
+        for (optimizer, number), theirs in zip(owners, self.param_groups, strict=True):
+            self._pairs.append((optimizer, number, theirs))
         self.state = defaultdict(dict)
 
     def change(self, flat: Tensor, start: int, length: int, change: Change) -> None:
@@ -67,8 +70,8 @@ class Joined(Optimizer):
                 self._apply_changes(flat)
         for optimizer in self.optimizers:
             lent = [
-                (own, theirs)
-                for owner, own, theirs in self._pairs
+                (optimizer.param_groups[number], theirs)
+                for owner, number, theirs in self._pairs
                 if owner is optimizer and id(theirs) in present
             ]
             if lent:

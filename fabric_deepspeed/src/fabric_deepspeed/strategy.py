@@ -1,4 +1,4 @@
-"""DeepSpeed: an engine of its own around each model, which divides optimizer, gradients and parameters over the ranks."""
+"""DeepSpeed: an engine around each model, which divides optimizer, gradients and parameters over the ranks."""
 
 from __future__ import annotations
 
