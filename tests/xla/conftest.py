@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+WHERE = {"package.py": "__init__.py", "runtime.py": "runtime.py", "xla_model.py": "core/xla_model.py"}
+"""The files of the stand-in, and where they are in torch_xla."""
 
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a stand-in for torch_xla is installed."""
     folder = tmp_path_factory.mktemp("site")
-    shutil.copytree(
-        HERE / "stand_in", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    package = folder / "torch_xla"
+    (package / "core").mkdir(parents=True)
+    (package / "core" / "__init__.py").touch()
+    for source, target in WHERE.items():
+        shutil.copy(HERE / "stand_in" / source, package / target)
     info = folder / "torch_xla-2.9.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_xla\nVersion: 2.9.0\n")

@@ -43,7 +43,7 @@ def test_sharding_keeps_weights_in_float32() -> None:
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "xla.md"
-BLOCKS = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE))
+BLOCKS = dict(re.findall(r"^```python\n# xla/(\S+)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE))
 
 
 @pytest.mark.parametrize(

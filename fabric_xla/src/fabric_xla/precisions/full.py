@@ -38,6 +38,7 @@ class XLAFullPrecision(Precision):
         """Tell torch_xla how to multiply, before anything is compiled."""
         super().attach(device)
         if self.matmul is not None:
-            import torch_xla.backends
+            from torch_xla import backends
 
-            torch_xla.backends.set_mat_mul_precision(self.matmul)
+            if backends.get_mat_mul_precision() != self.matmul:  # it warns of being set again
+                backends.set_mat_mul_precision(self.matmul)

@@ -103,7 +103,7 @@ def _try_backward(device: torch.device) -> None:
     """PyTorch counts the devices at the first backward pass in a process; those that appear later have none."""
     torch_xla.device_count()  # they appear when they are asked for
     try:
-        torch.zeros((), device=device, requires_grad=True).exp().backward()
+        torch.autograd.backward(torch.zeros((), device=device, requires_grad=True).exp())
     except RuntimeError as error:
         raise SetupError(
             "Gradients cannot be computed on the XLA device any more: a backward pass ran in this process before the "
