@@ -70,6 +70,16 @@ def test_where_the_loop_itself_fetches_nothing_is_fetched_early(recorder: Record
     assert order == [(what, [n]) for n in range(3) for what in ("fetched", "used")]
 
 
+def test_where_the_place_in_the_data_can_be_saved_nothing_is_fetched_early(recorder: Recorder) -> None:
+    class Saveable(Fetched):
+        def state_dict(self) -> dict[str, int]:
+            return {"yielded": sum(note[0] == "fetched" for note in recorder.notes)}
+
+    source = Saveable([torch.tensor([n]) for n in range(3)], 2, recorder.notes)
+    places = [source.state_dict()["yielded"] for _ in overlapped(source, lambda batch: batch, CPU)]
+    assert places == [1, 2, 3]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_the_loader_comes_when_it_is_its_turn(recorder: Recorder, workers: int) -> None:
     batches = [torch.tensor([1]), torch.tensor([2]), ValueError("a broken sample"), torch.tensor([4])]

@@ -298,6 +298,19 @@ def test_training_in_eight_bits_follows_training_in_float16_though_gradients_are
     assert losses != exact
 
 
+@needs_torchao
+@needs_bitsandbytes
+def test_a_model_that_is_converted_already_is_left_as_it_is() -> None:
+    converted: Any = float8().convert_module(net())
+    layers = list(converted)
+    assert list(float8().convert_module(converted)) == layers
+    _, model = quantised("nf4")
+    layers, weight = list(model), model[0].weight
+    _, again = quantised("nf4", model)
+    assert list(again) == layers
+    assert torch.equal(again[0].weight, weight)
+
+
 @needs_bitsandbytes
 def test_hooks_of_a_layer_that_is_replaced_go_on_and_can_be_removed() -> None:
     model: Any = net()

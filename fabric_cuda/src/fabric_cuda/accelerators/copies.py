@@ -10,7 +10,8 @@ that, since those on a device may not be finished yet.
 [Note: one batch ahead] Where worker processes fetch the batches, they are ahead of the loop anyway, and one more batch
 is taken from them and copied while the loop works on the one before. Where the loop's own process fetches them,
 nothing is asked for early: a dataset that draws random numbers, or counts what it has yielded, would do so in another
-order than in a plain loop. The copy of its turn then still runs beside whatever the device has left to do.
+order than in a plain loop. Nor is it where the iterator has a state to be saved, in which a batch that waits here would
+count as used. The copy of its turn then still runs beside whatever the device has left to do.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def overlapped(batches: Iterator[Any], move: Move, device: torch.device) -> Iter
     """
     copier = _Copier(move, device)
     # Set by PyTorch's own iterators over a DataLoader. Whatever lacks it fetches in this process.
-    if getattr(batches, "_num_workers", 0) > 0:
+    has_workers = getattr(batches, "_num_workers", 0) > 0
+    if has_workers and not hasattr(batches, "state_dict"):
         return _ahead(batches, copier)
     return (copier.finish(copier.start(batch)) for batch in batches)
 

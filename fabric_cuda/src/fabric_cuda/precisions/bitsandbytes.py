@@ -16,7 +16,13 @@ from fabric_backends.precisions.conversion import dtype_among
 from fabric_backends.precisions.true import TruePrecision
 from fabric_core.errors import OptionsError, SetupError, UnsupportedError, did_you_mean, listing
 from fabric_cuda.hooks import BITSANDBYTES
-from fabric_cuda.precisions.layers import each_layer, is_ignored, replace_layers, warn_of_layers_left
+from fabric_cuda.precisions.layers import (
+    each_layer,
+    has_layers_of,
+    is_ignored,
+    replace_layers,
+    warn_of_layers_left,
+)
 from fabric_cuda.precisions.packages import package
 from fabric_cuda.precisions.quantised import EightBit, EightBitTraining, FourBit
 
@@ -89,7 +95,7 @@ class BitsandbytesPrecision(TruePrecision):
             name for name, layer in wanted.items() if self._format.freezes and owners[id(layer.weight)] > 1
         ]
         layers = {name: layer for name, layer in wanted.items() if name not in left}
-        if not layers:
+        if not layers and not has_layers_of(module, "bitsandbytes"):
             raise UnsupportedError(
                 f"The precision 'bitsandbytes-{self.mode}' quantises linear layers, and the {type(module).__name__} "
                 "has none that can be. Use precision='bf16-true'."

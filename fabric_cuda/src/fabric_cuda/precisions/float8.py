@@ -12,7 +12,7 @@ from torch import nn
 from fabric_backends.precisions.mixed import MixedPrecision
 from fabric_core.errors import OptionsError, UnsupportedError, did_you_mean, listing
 from fabric_cuda.hooks import FLOAT8_DIVIDED
-from fabric_cuda.precisions.layers import each_layer, is_ignored, warn_of_layers_left
+from fabric_cuda.precisions.layers import each_layer, has_layers_of, is_ignored, warn_of_layers_left
 from fabric_cuda.precisions.packages import package
 
 _MULTIPLE = 16  # what the matrix units want both sizes of a weight to be divisible by
@@ -80,7 +80,7 @@ class Float8Precision(MixedPrecision):
             and (self.module_filter is None or self.module_filter(layer, name))
         ]
         fitting = {layer for _, layer in wanted if all(size % _MULTIPLE == 0 for size in layer.weight.shape)}
-        if not fitting:
+        if not fitting and not has_layers_of(module, "torchao"):
             raise UnsupportedError(
                 f"The precision 'float8' computes linear layers whose sizes are multiples of {_MULTIPLE}, and the "
                 f"{type(module).__name__} has none. Use precision='bf16-mixed'."

@@ -21,6 +21,11 @@ def each_layer(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator
             yield name, module
 
 
+def has_layers_of(model: nn.Module, package: str) -> bool:
+    """Whether the model has layers of a package already: put there by the user, or when it was set up before."""
+    return any(type(module).__module__.partition(".")[0] == package for module in model.modules())
+
+
 def is_ignored(name: str, ignored: Iterable[str]) -> bool:
     """Whether a name is that of an ignored module, or of one inside of it (``"head"``, ``"blocks.3.mlp"``)."""
     return any(f"{name}.".startswith(f"{prefix}.") for prefix in ignored)

@@ -13,7 +13,13 @@ from fabric_backends.precisions.conversion import dtype_among
 from fabric_backends.precisions.true import TruePrecision
 from fabric_core.errors import OptionsError, UnsupportedError, did_you_mean, listing
 from fabric_cuda.hooks import TRANSFORMER_ENGINE
-from fabric_cuda.precisions.layers import each_layer, is_ignored, replace_layers, warn_of_layers_left
+from fabric_cuda.precisions.layers import (
+    each_layer,
+    has_layers_of,
+    is_ignored,
+    replace_layers,
+    warn_of_layers_left,
+)
 from fabric_cuda.precisions.packages import package
 
 RECIPES: Mapping[str, str] = {
@@ -113,8 +119,7 @@ class TransformerEnginePrecision(TruePrecision):
         left = [
             name for name, layer in linear.items() if any(size % _MULTIPLE for size in layer.weight.shape)
         ]
-        own = any(type(part).__module__.startswith("transformer_engine.") for part in module.modules())
-        if len(left) == len(linear) and not own:
+        if len(left) == len(linear) and not has_layers_of(module, "transformer_engine"):
             raise UnsupportedError(
                 f"Transformer Engine computes linear layers whose sizes are multiples of {_MULTIPLE}, and the "
                 f"{type(module).__name__} has none to replace. Use precision='bf16-true'."
