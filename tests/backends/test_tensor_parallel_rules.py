@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
-    ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module,
+    ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, loss_parallel, parallelize_module,
 )
 from torch.utils.data import DataLoader, TensorDataset
 from fabric_core import Fabric
@@ -141,6 +141,15 @@ def remembers_the_norm(model, mesh):
         "first": ColwiseParallel(input_layouts=Shard(0)), "last": RowwiseParallel(),
     })
 
+# A block of the user's own inside of the option's.
+def closed():
+    with opened(parallelize_fn=plan, loss_parallel=True) as fabric:
+        fabric.launch()
+        fabric.barrier()
+        with loss_parallel():
+            pass
+
+found["own block"] = error_of(closed)
 found["forgotten"] = first_step(forgets_the_norm)
 found["remembered"] = first_step(remembers_the_norm)
 found["tied"] = refused(Tied())
@@ -233,6 +242,12 @@ def test_a_norm_that_the_plan_names_passes_the_comparison(
     between: tuple[tuple[int, int], list[Any]],
 ) -> None:
     assert all(found["remembered"] is None for found in between[1])
+
+
+def test_a_block_of_loss_parallel_inside_of_the_option_is_no_error(
+    between: tuple[tuple[int, int], list[Any]],
+) -> None:
+    assert all(found["own block"] is None for found in between[1])
 
 
 def test_a_function_is_found_by_its_name(between: tuple[tuple[int, int], list[Any]]) -> None:

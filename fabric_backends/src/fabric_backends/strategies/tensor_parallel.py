@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 from weakref import WeakSet
@@ -126,7 +126,8 @@ class TensorParallelStrategy(ShardedStrategy):
 
     def teardown(self) -> None:
         """Leave the process group. Called on every rank; safe to call twice."""
-        self._entered.close()
+        with suppress(KeyError):  # a block of the user's own has left it already
+            self._entered.close()
         self._mesh = None
         super().teardown()
 
