@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from fabric_backends.hooks import DDP_SHARDED_FAIRSCALE
+from fabric_backends.precisions.mixed import MixedPrecision
+from fabric_backends.precisions.sharded import ShardedMixedPrecision
 from fabric_backends.strategies import ddp_sharded
 from fabric_backends.strategies.ddp_sharded import ShardedDDPStrategy
 from fabric_backends.strategies.zero.part import check
@@ -654,6 +657,55 @@ def test_without_fairscale_auto_takes_pytorchs_engine_and_its_name_says_what_to_
 def test_a_fairscale_that_cannot_be_imported_is_named_with_its_cause(
     alone: Callable[..., Fabric], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "fabric_backends.strategies.zero.fairscale_engine", None)
+    monkeypatch.setitem(sys.modules, "fabric_backends.strategies.zero.fairscale_engine", None)
     with pytest.raises(BrokenPluginError, match="cannot be imported.*engine='torch'"):
         alone().barrier()
+
+
+@pytest.mark.skipif(bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="no FairScale")
+def test_a_loss_scaling_that_asks_no_other_rank_is_refused_where_each_rank_has_other_gradients() -> None:
+    def make(precision: Any, engine: str) -> Fabric:
+        options = {"engine": engine}
+        return Fabric(
+            accelerator="cpu",
+            devices=1,
+            strategy="ddp_sharded",
+            precision=precision,
+            strategy_options=options,
+        )
+
+    with pytest.raises(UnsupportedError, match=r"MixedPrecision was passed.*precision='16-mixed'"):
+        make(MixedPrecision("float16"), "fairscale").barrier()
+    for precision, engine in (
+        (MixedPrecision("float16"), "torch"),
+        (MixedPrecision("bfloat16"), "fairscale"),
+        (ShardedMixedPrecision("float16", {"init_scale": 8.0}), "fairscale"),
+    ):
+        with make(precision, engine) as fabric:
+            fabric.barrier()
+            assert fabric.strategy.engine == engine
+
+
+SPAWNED = """
+import torch
+from fabric_core import Fabric
+
+def train(fabric):
+    model = torch.nn.Linear(3, 2)
+    model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters()))
+    fabric.backward(model(torch.ones(2, 3)).sum())
+    optimizer.step()
+    return fabric.strategy.engine, fabric.world_size, len(optimizer.state)
+
+if __name__ == "__main__":
+    for engine in ("torch", "auto"):
+        options = {"engine": engine}
+        fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp_sharded_spawn", strategy_options=options)
+        print(*fabric.launch(train))
+"""
+
+
+def test_it_travels_to_processes_that_are_spawned(programs: Any, ways: list[str]) -> None:
+    finished = programs.run("-W", "error", str(programs.write(SPAWNED, preamble="")))
+    assert finished.code == 0, finished.err
+    assert finished.out.splitlines() == ["torch 2 1", f"{ways[1] if len(ways) > 2 else 'torch'} 2 1"]

@@ -61,7 +61,6 @@ DP = StrategySpec(
     "fabric_backends.strategies.dp:DataParallelStrategy",
     supports=("cpu", "gpu"),
     rejects=("mps",),
-    precisions=("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
     processes="single",
     description="one process that copies the model to each of its devices in every step; ddp is faster",
 )
@@ -70,7 +69,6 @@ DDP_SHARDED = StrategySpec(
     "fabric_backends.strategies.ddp_sharded:ShardedDDPStrategy",
     supports=("*",),
     rejects=("mps",),
-    precisions=("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
     launcher="script",
     description="ddp in which each rank keeps the optimizer's state for a part of the parameters",
 )
@@ -93,7 +91,6 @@ LOCAL_SGD = StrategySpec(
     "fabric_backends.strategies.local_sgd:LocalSGDStrategy",
     supports=("*",),
     rejects=("mps",),
-    precisions=("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
     launcher="script",
     description="every rank trains alone; the parameters are averaged every few steps",
 )

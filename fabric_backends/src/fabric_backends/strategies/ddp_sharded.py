@@ -60,8 +60,10 @@ class ShardedDDPStrategy(DDPStrategy):
             raise OptionsError("FairScale's engine takes no comm_hook. Use engine='torch', or leave it out.")
         self._asked = engine
         self._broadcast_buffers = broadcast_buffers
-        self._engine: TorchEngine = TorchEngine(self)
-        self._parts: WeakKeyDictionary[Optimizer, Part] = WeakKeyDictionary()
+
+    # What there is from `connect` on; before that, the strategy may travel to another process.
+    _engine: TorchEngine
+    _parts: WeakKeyDictionary[Optimizer, Part]
 
     @property
     def engine(self) -> str:
@@ -84,29 +86,27 @@ class ShardedDDPStrategy(DDPStrategy):
             UnsupportedError: The precision was passed in code, and scales losses in a way that knows no other ranks.
         """
         super().connect()
+        try:
+            self._engine = self._chosen_engine()
+        except Exception:
+            super().teardown()
+            raise
+        self._parts = WeakKeyDictionary()
+
+    def _chosen_engine(self) -> TorchEngine:
         chosen = self._asked
         if chosen == "auto":
             able = not (self.compresses or missing_requirements(DDP_SHARDED_FAIRSCALE))
             chosen = self.broadcast("fairscale" if able else "torch")
-        if chosen == "fairscale":
-            self._check_precision()
-            self._engine = _fairscale(self, self._broadcast_buffers)
+        return _fairscale(self, self._broadcast_buffers) if chosen == "fairscale" else TorchEngine(self)
 
     def teardown(self) -> None:
         """Release models and engines, then leave the process group. Called on every rank; safe to call twice."""
-        self._engine.release()
-        self._engine = TorchEngine(self)
-        self._parts.clear()
+        if hasattr(self, "_engine"):
+            self._engine.release()
+            self._engine = TorchEngine(self)
+            self._parts.clear()
         super().teardown()
-
-    def _check_precision(self) -> None:
-        precision = self.surroundings.precision
-        if precision.scales_loss and not isinstance(precision, ShardedMixedPrecision):
-            raise UnsupportedError(
-                f"A {type(precision).__name__} was passed, which skips a step by the gradients of its own rank; with "
-                "FairScale's engine each rank has others. Pass precision='16-mixed', or an instance of "
-                "fabric_backends.precisions.sharded:ShardedMixedPrecision."
-            )
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -189,6 +189,13 @@ def _fairscale(strategy: ShardedDDPStrategy, broadcast_buffers: bool) -> TorchEn
         raise MissingRequirementError(
             f"FairScale's engine needs {listing(missing)}, which is not installed here. Install it on every node (pip "
             "install 'fabric-backends[fairscale]'), or use engine='torch'."
+        )
+    precision = strategy.surroundings.precision
+    if precision.scales_loss and not isinstance(precision, ShardedMixedPrecision):
+        raise UnsupportedError(
+            f"A {type(precision).__name__} was passed, which skips a step by the gradients of its own rank; with "
+            "FairScale's engine each rank has others. Pass precision='16-mixed', or an instance of "
+            "fabric_backends.precisions.sharded:ShardedMixedPrecision."
         )
     try:
         from fabric_backends.strategies.zero.fairscale_engine import FairScaleEngine

@@ -61,9 +61,17 @@ class LocalSGDStrategy(DDPStrategy):
         super().__init__(**options)
         self.sync_every = _whole("sync_every", sync_every, 1)
         self.warmup_steps = _whole("warmup_steps", warmup_steps, 0)
+
+    # What there is from `connect` on; before that, the strategy may travel to another process.
+    _together: bool
+    _steps: WeakKeyDictionary[Optimizer, Steps]
+    _wrapped: WeakSet[DistributedDataParallel]
+
+    def connect(self) -> None:
+        """Join the process group, and begin to count. Called on every rank, once."""
+        super().connect()
         self._together = self.warmup_steps > 0
-        self._steps: WeakKeyDictionary[Optimizer, Steps] = WeakKeyDictionary()
-        self._wrapped: WeakSet[DistributedDataParallel] = WeakSet()
+        self._steps, self._wrapped = WeakKeyDictionary(), WeakSet()
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
