@@ -131,12 +131,14 @@ def check_rules():
         found["different"] = error_of(lambda: next(iter(fabric.setup_dataloaders(rows))))
         return found
 
+before = threads()
 answer({
     "causal": train(),
     "computed again": train(activation_checkpointing={Block}),
     "with a mask": train(causal=False),
     "everything": train(every=3, norm=0.5, activation_checkpointing={Block}),
     "rules": check_rules(),
+    "threads": threads() - before - (rank == 0),  # rank 0 serves the store
 })
 """
 )
@@ -259,6 +261,10 @@ def test_what_would_compute_wrongly_is_refused(
 
 def test_after_a_block_everything_is_as_before(found: tuple[tuple[int, int], list[Any]]) -> None:
     assert all(answer["rules"]["afterwards"] is None for answer in found[1])
+
+
+def test_closing_leaves_no_thread_of_a_group(found: tuple[tuple[int, int], list[Any]]) -> None:
+    assert all(answer["threads"] <= 0 for answer in found[1])
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

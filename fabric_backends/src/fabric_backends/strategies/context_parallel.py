@@ -14,6 +14,7 @@ from fabric_backends import sequences
 from fabric_backends.alike import check_alike, share_random_state
 from fabric_backends.hooks import CONTEXT_PARALLEL
 from fabric_backends.meshes import CONTEXT, DATA, Size, axis_sizes, make_mesh
+from fabric_backends.sharding.grid import forget_groups
 from fabric_backends.strategies.fsdp import FSDPStrategy
 from fabric_core.contracts.strategy import Surroundings
 from fabric_core.errors import ConfigurationError, SetupError, unknown_option
@@ -90,8 +91,9 @@ class ContextParallelStrategy(FSDPStrategy):
 
     def teardown(self) -> None:
         """Leave the process group. Called on every rank; safe to call twice."""
-        self._context_mesh = None
         super().teardown()
+        mesh, self._context_mesh = self._context_mesh, None
+        forget_groups(mesh)
 
     # -- sequences ------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from fabric_backends.alike import check_alike, check_gradients, same_random_numb
 from fabric_backends.hooks import TENSOR_PARALLEL
 from fabric_backends.meshes import DATA, TENSOR, Size, axis_sizes, make_mesh
 from fabric_backends.parallelizing import carry_out, give_values, lies_on, plan_of
+from fabric_backends.sharding.grid import forget_groups
 from fabric_backends.sharding.tensors import is_sharded, local_part
 from fabric_backends.strategies.sharded import CheckpointKind, ShardedStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
@@ -128,8 +129,9 @@ class TensorParallelStrategy(ShardedStrategy):
         """Leave the process group. Called on every rank; safe to call twice."""
         with suppress(KeyError):  # a block of the user's own has left it already
             self._entered.close()
-        self._mesh = None
         super().teardown()
+        mesh, self._mesh = self._mesh, None
+        forget_groups(mesh)
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
