@@ -38,6 +38,7 @@ class Engine:
         self._dropped: list[Optimizer] = []
         self._has_gradients = self._is_reduced = False
         self._correction = 1.0
+        joined.ready = True
         raw.set_gradient_accumulation_boundary(False)
         raw._support_torch_style_backward = (
             True  # losses of others may pass through; they are never the last ones

@@ -97,7 +97,8 @@ class Layout(ABC):
 
     def state(self, parameter: nn.Parameter) -> dict[str, Any]:
         """The optimizer's state that the parameter is in."""
-        return self.joined.state[self.places[parameter].flat]
+        state: dict[str, Any] = self.joined.state[self.places[parameter].flat]
+        return state
 
 
 class Replicated(Layout):

@@ -130,7 +130,8 @@ def _value(value: Tensor, engine: Engine | None) -> Any:
 def _state_value(engine: Engine, parameter: nn.Parameter, key: str, value: Any) -> Any:
     place = engine.layout.places[parameter]
     if not isinstance(value, Tensor) or value.numel() != place.flat.numel() or _is_count(key, value):
-        return value
+        # One count of steps stands for all parameters in a piece; outside, each has one, and counts it up.
+        return value.clone() if isinstance(value, Tensor) else value
     data = engine.layout.read(parameter, key)
     return (
         Piece(data, place.offset, _shape(parameter)) if engine.layout.divides else data.view(parameter.shape)
@@ -139,7 +140,8 @@ def _state_value(engine: Engine, parameter: nn.Parameter, key: str, value: Any) 
 
 def _shape(parameter: Any) -> torch.Size:
     """Of the whole."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def _numbered(optimizer: Optimizer) -> Iterator[tuple[int, nn.Parameter]]:

@@ -27,10 +27,12 @@ class Joined(Optimizer):
 
     Attributes:
         optimizers: The user's.
+        ready: Whether it steps. While an engine is made, DeepSpeed would step with gradients of zero to see the state.
     """
 
     def __init__(self, optimizers: list[Optimizer]) -> None:
         self.optimizers = optimizers
+        self.ready = False
         self._pairs: list[tuple[Optimizer, int, dict[str, Any]]] = []
         self._changes: dict[int, list[tuple[int, int, Change]]] = {}
         groups = []
@@ -64,6 +66,8 @@ class Joined(Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step those whose groups have tensors now. Called by DeepSpeed, once per group, or once for all."""
+        if not self.ready:
+            return
         present = {id(group): group for group in self.param_groups if group["params"]}
         for group in present.values():
             for flat in group["params"]:
