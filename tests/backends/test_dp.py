@@ -42,7 +42,9 @@ def test_on_the_cpu_it_is_one_replica_with_the_numbers_of_a_plain_loop(devices: 
         raw = net()
         model, optimizer = fabric.setup(raw, torch.optim.SGD(raw.parameters(), lr=0.1, momentum=0.9))
         other = fabric.setup_module(nn.Linear(2, 2))
-    assert ["'dp' copies a model to accelerators, and here is none" in str(one.message) for one in caught] == [True]
+    assert [
+        "'dp' copies a model to accelerators, and here is none" in str(one.message) for one in caught
+    ] == [True]
     assert (fabric.world_size, fabric.global_rank, fabric.is_global_zero) == (1, 0, True)
     loader = fabric.setup_dataloaders(DataLoader(data(), batch_size=8))
     assert len(loader) == 8  # nothing is split

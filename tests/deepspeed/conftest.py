@@ -13,7 +13,18 @@ import pytest
 import torch
 
 PROGRAMS = Path(__file__).parent / "programs"
-OURS = ("FABRIC_", "MASTER_", "RANK", "LOCAL_", "WORLD_", "NODE_", "GROUP_", "TORCHELASTIC_", "DS_", "TORCH_EXT")
+OURS = (
+    "FABRIC_",
+    "MASTER_",
+    "RANK",
+    "LOCAL_",
+    "WORLD_",
+    "NODE_",
+    "GROUP_",
+    "TORCHELASTIC_",
+    "DS_",
+    "TORCH_EXT",
+)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +48,14 @@ def jobs(
             answer = folder / f"answer-{processes}.pt"
             done = subprocess.run(
                 [
-                    *(sys.executable, "-m", "fabric_core", "run", f"--devices={processes}", "--accelerator=cpu"),
+                    *(
+                        sys.executable,
+                        "-m",
+                        "fabric_core",
+                        "run",
+                        f"--devices={processes}",
+                        "--accelerator=cpu",
+                    ),
                     *(str(PROGRAMS / "deepspeed_checks.py"), str(answer), str(folder / "shared")),
                 ],
                 env={**bare_environ, "OMP_NUM_THREADS": "1"},

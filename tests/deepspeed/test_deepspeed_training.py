@@ -57,12 +57,16 @@ def on(check: str) -> Any:
 
 
 @on("nothing_is_clipped_unasked")
-def test_gradients_are_not_clipped_by_the_default_of_deepspeed(processes: int, way: str, found: Found) -> None:
+def test_gradients_are_not_clipped_by_the_default_of_deepspeed(
+    processes: int, way: str, found: Found
+) -> None:
     assert found(processes, way) <= EXACT
 
 
 @on("several_losses_before_a_step")
-def test_gradients_of_several_losses_add_up_and_can_be_dropped(processes: int, way: str, found: Found) -> None:
+def test_gradients_of_several_losses_add_up_and_can_be_dropped(
+    processes: int, way: str, found: Found
+) -> None:
     assert found(processes, way) <= EXACT
 
 
@@ -83,7 +87,9 @@ def test_the_norm_is_that_of_all_ranks_and_the_step_uses_what_was_clipped(
 
 
 @on("a_norm_that_is_not_finite")
-def test_a_norm_that_is_not_finite_is_an_error_unless_it_may_be(processes: int, way: str, found: Found) -> None:
+def test_a_norm_that_is_not_finite_is_an_error_unless_it_may_be(
+    processes: int, way: str, found: Found
+) -> None:
     raised, norm, afterwards = found(processes, way)
     assert raised[0] == "RuntimeError"
     assert "error_if_nonfinite=False" in raised[1]

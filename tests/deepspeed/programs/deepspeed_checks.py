@@ -53,7 +53,13 @@ def on(ways: dict[str, dict[str, Any]]) -> Callable[[Any], Any]:
                 def opened(**more: Any) -> Fabric:
                     options = {**flags.get("strategy_options", {}), **more.pop("strategy_options", {})}
                     return Fabric(
-                        **{"accelerator": "cpu", "precision": "32-true", **flags, **more, "strategy_options": options}
+                        **{
+                            "accelerator": "cpu",
+                            "precision": "32-true",
+                            **flags,
+                            **more,
+                            "strategy_options": options,
+                        }
                     )
 
                 return function(opened)
@@ -369,7 +375,10 @@ def learning_rates_take_effect(opened: Any) -> float:
 def optimizer_and_scheduler_from_the_config(opened: Any) -> Any:
     config = {
         "optimizer": {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True, "weight_decay": 0.1}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.0, "warmup_max_lr": 0.01, "warmup_num_steps": 4}},
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.0, "warmup_max_lr": 0.01, "warmup_num_steps": 4},
+        },
     }
     with opened(strategy_options={"config": config}) as fabric:
         raw = net()
