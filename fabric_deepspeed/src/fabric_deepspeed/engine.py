@@ -149,7 +149,8 @@ class Engine:
                 total = total**norm_type
                 dist.all_reduce(total)
                 total = total ** (1.0 / norm_type)
-        return total * (self._correction / self.loss_scale)
+        true: Tensor = total * (self._correction / self.loss_scale)
+        return true
 
     def _change(self, parameters: Sequence[nn.Parameter], change: Any) -> None:
         for parameter in parameters:

@@ -263,7 +263,8 @@ class Divided(_Zero):
             if key is None
             else safe_get_local_optimizer_state(parameter, key)
         )
-        return piece.detach().view(-1)[: self.places[parameter].length]
+        own: Tensor = piece.detach().view(-1)[: self.places[parameter].length]
+        return own
 
     def write(self, parameter: nn.Parameter, piece: Tensor, key: str | None = None) -> None:
         """Likewise."""

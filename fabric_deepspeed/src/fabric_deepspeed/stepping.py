@@ -22,8 +22,8 @@ class Joined(Optimizer):
 
     [Note: the user's optimizer stays whole] DeepSpeed replaces the parameters in the groups of an optimizer by flat
     pieces. Those are groups of `Joined`. The user's optimizer keeps its groups, with the user's parameters in them;
-    when it steps, it is lent the flat ones for as long, with the hyperparameters that its own have at that moment. So what
-    schedulers and users write there takes effect, hooks run, and it is an instance of the class that it was.
+    when it steps, it is lent the flat ones for as long, with the hyperparameters that its own have at that moment. So
+    what schedulers and users write there takes effect, hooks run, and it is an instance of the class that it was.
 
     Attributes:
         optimizers: The user's.

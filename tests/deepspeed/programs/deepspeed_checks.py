@@ -222,7 +222,8 @@ def norms_and_clipping(opened: Any) -> dict[str, float]:
             for (inputs, targets), norm in zip(batches(3), norms, strict=True):
                 fabric.backward(mse_loss(model(mine(inputs)), mine(targets)))
                 got = fabric.clip_gradients(model, optimizer, max_norm=0.05, norm_type=order)
-                assert got.shape == () and type(got) is torch.Tensor
+                assert got.shape == ()
+                assert type(got) is torch.Tensor
                 found[f"norm {order}"] = max(found.get(f"norm {order}", 0.0), float((got - norm).abs()))
                 optimizer.step()
                 optimizer.zero_grad()
