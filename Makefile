@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --co
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-xla matrix check format docs wheels changelog clean distclean
+.PHONY: help install demo engines test test-xla matrix check format docs wheels changelog clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ install: $(STAMP) ## create .venv and install the workspace into it
 
 demo: $(STAMP) ## train the example on two processes
 	$(BIN)/fabric run examples/image_classifier.py --strategy=ddp --devices=2
+
+engines: ## install SLURM and Open MPI from Debian's packages, for their tests (as root)
+	bash tests/engines/install.sh
 
 test: $(TESTED) ## run the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
