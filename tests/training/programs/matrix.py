@@ -7,6 +7,7 @@ writes what came out. The test imports it for the cells and for the plain loops.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -16,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain import AUTOCAST, DTYPES, GLOBAL_BATCH, Case, Trained, difference, make, moved, train_plain
+from plain import (
+    AUTOCAST,
+    DTYPES,
+    GLOBAL_BATCH,
+    Case,
+    Parameters,
+    Trained,
+    difference,
+    make,
+    moved,
+    train_plain,
+)
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 
@@ -34,6 +46,8 @@ CASES = {
 HALVES = {*DTYPES, *AUTOCAST} - {"64-true"}
 FLOAT32_TOLERANCE = 1e-5
 HALF_TOLERANCE = 0.02  # of how far training moved: what the rounding of half precision leaves open
+TRUE_TOLERANCE = 0.05  # likewise, where each of twenty updates is rounded to half precision, too
+LAST_DIGITS = 2  # what rounding once the other way does to a weight, and to what it is subtracted from next
 
 
 @dataclass(frozen=True)
@@ -166,7 +180,18 @@ def judge(cell: Cell, name: str, outcome: Outcome) -> tuple[float, float]:
     in_losses = max(abs(a - b) for a, b in zip(trained.losses, plain.losses, strict=True))
     scale = max(1.0, *map(abs, plain.losses))
     found = max(in_losses / scale, difference(trained.parameters, plain.parameters))
-    return found, HALF_TOLERANCE * distance if cell.precision in HALVES else FLOAT32_TOLERANCE
+    return found, allowed(cell, distance, plain.parameters)
+
+
+def allowed(cell: Cell, distance: float, parameters: Parameters) -> float:
+    """The largest difference to the plain loop that is left open, when training moved by ``distance``."""
+    if cell.precision not in HALVES:
+        return FLOAT32_TOLERANCE
+    if cell.precision not in DTYPES or has_master_weights(cell):
+        return HALF_TOLERANCE * distance
+    largest = max(float(value.abs().max()) for value in parameters.values())
+    digit = torch.finfo(DTYPES[cell.precision]).eps * 2 ** math.floor(math.log2(largest))
+    return max(TRUE_TOLERANCE * distance, LAST_DIGITS * digit)
 
 
 def has_master_weights(cell: Cell) -> bool:
@@ -193,8 +218,9 @@ Each strategy trains one model with each precision that it claims, on the CPU, a
 compared with those of a plain PyTorch loop over the same global batches: {cases};
 and *resumed*: everything of it, with a checkpoint in the middle, and gone on with from there by another `Fabric`.
 A field says with how many processes all of them are equal: in float32 and float64 within {exact:g}; in half precision
-within {half:.0%} of how far training moved, against a plain loop with the same casts. In a precision other than
-`32-true`, {fewer} are compared.
+within {half:.0%} of how far training moved, against a plain loop with the same casts; where the weights themselves are
+in half precision, within {true:.0%} or {digits} of their last digits. In a precision other than `32-true`, {fewer} are
+compared.
 
 {table}
 """
@@ -215,6 +241,8 @@ def document(equal: dict[Cell, list[int]]) -> str:
         cases=", ".join(f"*{name}*" for name in CASES),
         exact=FLOAT32_TOLERANCE,
         half=HALF_TOLERANCE,
+        true=TRUE_TOLERANCE,
+        digits=LAST_DIGITS,
         fewer="*plain*, *everything* and *resumed*",
         table="\n".join(lines),
     )
