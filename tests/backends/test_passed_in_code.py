@@ -94,7 +94,7 @@ def test_a_part_in_code_does_not_stand_for_a_preset_with_options(code: dict[str,
 
 def test_a_name_on_the_command_line_that_nobody_has_is_named() -> None:
     with pytest.raises(UnknownPluginError, match="Did you mean 'ddp'"):
-        plan_of(strategy=DDPStrategy(), given='{"strategy": "dpp"}')
+        plan_of(strategy=DDPStrategy(), given='{"strategy": "ddpp"}')
 
 
 PROGRAM = """

@@ -90,12 +90,7 @@ def test_the_hints_say_the_truth_about_what_is_installed_here() -> None:
         groups = getattr(offer.spec, "groups", ())
         offered.setdefault(offer.distribution, set()).update(offer.spec.names, groups)
     for distribution, names in known["install"].items():
-        if distribution in known["not_yet"]:
-            assert not offered.get(distribution), f"{distribution} offers parts by now"
-        else:
-            assert set(names) <= offered[distribution]
-    for distribution, names in known["planned"].items():
-        assert not set(names) & offered[distribution], f"{distribution} offers them by now"
+        assert set(names) == offered[distribution]
     assert set(known["situations"].values()) <= set(known["install"])
 
 

@@ -334,7 +334,7 @@ def test_under_torchrun_the_script_runs_in_place(python: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--strategy=dpp",), "No strategy is named 'dpp'. Did you mean 'ddp'? Installed: "),
+        (("--strategy=ddpp",), "No strategy is named 'ddpp'. Did you mean 'ddp'? Installed: "),
         (("--accelerator=gpux",), "No accelerator is named 'gpux'."),
         (("--precision=fp12",), "No precision is named 'fp12'."),
     ],

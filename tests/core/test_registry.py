@@ -419,14 +419,6 @@ def test_a_known_name_that_is_not_installed_is_answered_with_what_to_install() -
         registry.one("precision", "bf16-mixed")
 
 
-@pytest.mark.parametrize(("kind", "name"), [("strategy", "fsdp"), ("strategy", "ddp_sharded")])
-def test_a_name_that_is_planned_is_answered_with_where(kind: str, name: str) -> None:
-    with pytest.raises(
-        UnknownPluginError, match=r"It is planned for fabric-backends, whose present version does"
-    ):
-        Registry(environ={}).one(kind, name)
-
-
 def test_hints_say_pip_install_only_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fabric_core.registry.hints.installed_version", lambda name: None)
     registry = Registry(environ={}, find=list)

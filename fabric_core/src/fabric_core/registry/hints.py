@@ -12,22 +12,12 @@ from fabric_core.registry.discovery import installed_version
 
 def install_hint(name: str) -> str:
     """A sentence that says which distribution offers a name, or nothing when nobody knows it."""
-    known = _known()
-    for distribution, names in known["install"].items():
+    for distribution, names in _known()["install"].items():
         if name.lower() in names:
-            return _sentence(distribution, distribution in known["not_yet"])
-    for distribution, names in known["planned"].items():
-        if name.lower() in names:
-            return _sentence(distribution, not_yet=True)
+            if installed_version(distribution) is None:
+                return f"It comes with: pip install {distribution}."
+            return f"It belongs to {distribution}, which is installed: see 'fabric doctor' for what is wrong with it."
     return ""
-
-
-def _sentence(distribution: str, not_yet: bool) -> str:
-    if installed_version(distribution) is None and not not_yet:
-        return f"It comes with: pip install {distribution}."
-    if not_yet:
-        return f"It is planned for {distribution}, whose present version does not offer it yet."
-    return f"It belongs to {distribution}, which is installed: see 'fabric doctor' for what is wrong with it."
 
 
 def situation_hint(situation: str) -> str:
