@@ -184,8 +184,10 @@ class Engine(Strategy):
         assert isinstance(state, Handle)
         module.load_state_dict(self.stored["model"], strict=strict)
 
-    def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
-        return {key: self.stored[key] if isinstance(value, Handle) else value for key, value in rest.items()}
+    def plain_value(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: self.stored[key] if isinstance(entry, Handle) else entry for key, entry in value.items()}
 
 
 def test_a_strategy_reads_its_own_form_of_state_and_turns_the_rest_into_plain_values() -> None:

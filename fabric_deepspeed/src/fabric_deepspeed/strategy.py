@@ -426,12 +426,8 @@ class DeepSpeedStrategy(ParallelStrategy):
         return checkpoint
 
     def plain_value(self, value: Any) -> Any:
-        """As the contract: what lies in a folder is read whole."""
+        """As the contract: what lies in a folder is read whole, so that weights come as plain float32 tensors."""
         return pieces.plain(value)
-
-    def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
-        """As the contract: everything is read whole, so that weights come as plain float32 tensors."""
-        return {name: pieces.plain(value) for name, value in rest.items()}
 
 
 class _ForwardOnly(nn.Module):

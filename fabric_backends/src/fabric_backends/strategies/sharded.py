@@ -239,10 +239,6 @@ class ShardedStrategy(ParallelStrategy):
         """As the contract: what lies in a folder is read whole."""
         return mapped(value, _read, (Tensor, folder.StoredTensor))
 
-    def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
-        """As the contract: everything is read whole."""
-        return {name: self.plain_value(value) for name, value in rest.items()}
-
 
 def _read(tensor: Any) -> Tensor:
     plain: Tensor = tensor.read() if isinstance(tensor, folder.StoredTensor) else tensor.clone()

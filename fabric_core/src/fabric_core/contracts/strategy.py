@@ -326,7 +326,7 @@ class Strategy(Part):
     # [Note: state of one's own] What the two ``…_state_dict`` methods return may hold objects that only this strategy
     # understands: shards of tensors, the handle of an engine. They reach its `save_checkpoint` inside of what ``save``
     # collected. Likewise `load_checkpoint` may return objects that are read when they are restored; those that nobody
-    # asked for are turned into plain values by `finish_load`.
+    # asked for are turned into plain values by `plain_value`.
 
     def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
         """The state of the user's module, keys without prefix. Called on every rank by ``save``."""
@@ -359,22 +359,16 @@ class Strategy(Part):
         return self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
 
     def plain_value(self, value: Any) -> Any:
-        """Make plain what a user, or an object of theirs with ``load_state_dict``, gets out of `load_checkpoint`.
-
-        Called on every rank by ``load``, for each such entry that the state asks for; see [Note: state of one's own].
-        """
-        return value
-
-    def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
-        """Finish a ``load``. Called on every rank, last.
+        """Make plain what nobody else restores; see [Note: state of one's own]. Called on every rank by ``load``.
 
         Args:
-            rest: What of `load_checkpoint` was not restored into an object; all of it when there were none.
+            value: What of `load_checkpoint` replaces a value of the user's, is given to an object of theirs with
+                ``load_state_dict``, or was not asked for; the whole of it when nothing was.
 
         Returns:
-            The same as plain values, on the CPU; see [Note: state of one's own].
+            The same as plain values, on the CPU.
         """
-        return rest
+        return value
 
 
 @contextmanager

@@ -68,7 +68,8 @@ class State(Life):
         """
         self._require_launched("load")
         if state is None:
-            return self.strategy.finish_load(self._read(path, weights_only))
+            whole: dict[str, Any] = self.strategy.plain_value(self._read(path, weights_only))
+            return whole
         where, what = checkpoints.path_and_state(path, state)
         if not isinstance(what, MutableMapping):
             raise WrongTypeError(
@@ -77,7 +78,8 @@ class State(Life):
             )
         loaded = self.strategy.load_checkpoint(where, weights_only=weights_only)
         rest = checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
-        return self.strategy.finish_load(rest)
+        plain: dict[str, Any] = self.strategy.plain_value(rest)
+        return plain
 
     def load_raw(
         self, path: Any, obj: nn.Module | Optimizer, strict: bool = True, *, weights_only: bool = True

@@ -93,10 +93,10 @@ class LazyStrategy(Strategy):
         torch_xla.sync()
         super().save_checkpoint(path, on_cpu(dict(checkpoint)))
 
-    def finish_load(self, rest: dict[str, Any]) -> dict[str, Any]:
-        """Let the device take over what was loaded. Called on every rank, last."""
+    def plain_value(self, value: Any) -> Any:
+        """As the contract; and let the device take over what was restored until now."""
         torch_xla.sync()
-        return rest
+        return value
 
 
 def _try_backward(device: torch.device) -> None:
