@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
@@ -17,10 +16,10 @@ from torch.optim import Optimizer
 
 from fabric_backends.sharding import folder as folders
 from fabric_backends.sharding.tensors import mapped
-from fabric_backends.strategies.parallel import ParallelStrategy
+from fabric_backends.strategies.folders import FolderStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.empty_init import skip_init
-from fabric_core.errors import CheckpointError, OptionsError, SetupError, UnsupportedError, did_you_mean
+from fabric_core.errors import OptionsError, SetupError, UnsupportedError, did_you_mean
 from fabric_deepspeed import library, pieces, states
 from fabric_deepspeed.config import combine, complete, read
 from fabric_deepspeed.engine import Engine
@@ -33,7 +32,7 @@ from fabric_deepspeed.stepping import Joined
 CheckpointKind = Literal["sharded", "full"]
 
 
-class DeepSpeedStrategy(ParallelStrategy):
+class DeepSpeedStrategy(FolderStrategy):
     """A process per device, and DeepSpeed between the model and its optimizers.
 
     Loops stay as they are: the verbs of Fabric accumulate, clip and step, and each model has an engine of its own. What
@@ -367,48 +366,13 @@ class DeepSpeedStrategy(ParallelStrategy):
         if self.checkpoint == "full":
             checkpoint = mapped(checkpoint, lambda piece: piece.whole(), (pieces.Piece,))
         if pieces.has_pieces(checkpoint):
-            self._save_folder(path, checkpoint)
+            self.save_folder(
+                path,
+                lambda temporary: pieces.write_pieces(temporary, self.global_rank, checkpoint),
+                lambda: pieces.without_pieces(checkpoint),
+            )
         else:
             super().save_checkpoint(path, checkpoint)
-
-    def _save_folder(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        temporary = folders.temporary_for(path, self.broadcast(secrets.token_hex(4)))
-        save_values = self.surroundings.checkpoint_io.save
-
-        def prepare() -> None:
-            folders.remove_abandoned(path)
-            temporary.mkdir(parents=True)
-
-        def finish() -> None:
-            save_values(temporary / folders.VALUES, pieces.without_pieces(checkpoint))
-            folders.finish(temporary, path)
-
-        try:
-            self._write(path, prepare, range(1))
-            self._write(
-                path,
-                lambda: pieces.write_pieces(temporary, self.global_rank, checkpoint),
-                range(self.world_size),
-            )
-            self._write(path, finish, range(1))
-        finally:
-            if self.global_rank == 0:
-                folders.remove(temporary)
-
-    def _write(self, path: Path, action: Callable[[], None], ranks: range) -> None:
-        """Do one part of the writing on some ranks, and succeed or fail on all of them."""
-        failure: Exception | None = None
-        if self.global_rank in ranks:
-            try:
-                action()
-            except Exception as error:  # the other ranks wait, and have to be told
-                failure = error
-        failed = self._first_failure(failure, ranks)
-        if failed is not None:
-            raise CheckpointError(
-                f"Rank {failed[0]} could not write the checkpoint {str(path)!r}: {failed[1]}. What was there before is "
-                "untouched."
-            ) from failure
 
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
         """Read a folder of pieces, of shards as ``fsdp`` writes them, or one file; tensors when they are restored."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,16 +19,16 @@ from fabric_backends.sharding import clipping, folder, restoring
 from fabric_backends.sharding import held as gradients
 from fabric_backends.sharding.rebinding import Rebinding
 from fabric_backends.sharding.tensors import is_sharded, local_part, mapped, whole
-from fabric_backends.strategies.parallel import ParallelStrategy
+from fabric_backends.strategies.folders import FolderStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
-from fabric_core.errors import CheckpointError, OptionsError, did_you_mean
+from fabric_core.errors import OptionsError, did_you_mean
 
 CheckpointKind = Literal["sharded", "full"]
 
 _FOREVER = timedelta(days=30)  # writing takes as long as it takes
 
 
-class ShardedStrategy(ParallelStrategy):
+class ShardedStrategy(FolderStrategy):
     """Everything about sharded parameters but how they come to be sharded.
 
     Optimizers made before their model is set up go on with its shards, clipping sees the shards of all ranks, and
@@ -172,7 +171,11 @@ class ShardedStrategy(ParallelStrategy):
         if self.checkpoint == "full":
             super().save_checkpoint(path, mapped(checkpoint, self._whole))
         else:
-            self._save_folder(path, checkpoint)
+            self.save_folder(
+                path,
+                lambda temporary: folder.write_shards(temporary, checkpoint, self._group()),
+                lambda: folder.without_shards(checkpoint),
+            )
 
     def _whole(self, tensor: Tensor) -> Tensor:
         """On rank 0 the whole tensor, on the CPU if it was sharded."""
@@ -180,42 +183,6 @@ class ShardedStrategy(ParallelStrategy):
             return tensor
         full = whole(tensor)
         return full.cpu() if self.global_rank == 0 else full.new_empty(0)
-
-    def _save_folder(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        temporary = folder.temporary_for(path, self.broadcast(secrets.token_hex(4)))
-        save_values = self.surroundings.checkpoint_io.save
-
-        def prepare() -> None:
-            folder.remove_abandoned(path)
-            temporary.mkdir(parents=True)
-
-        def finish() -> None:
-            save_values(temporary / folder.VALUES, folder.without_shards(checkpoint))
-            folder.finish(temporary, path)
-
-        everyone = range(self.world_size)
-        try:
-            self._write(path, prepare, range(1))
-            self._write(path, lambda: folder.write_shards(temporary, checkpoint, self._group()), everyone)
-            self._write(path, finish, range(1))
-        finally:
-            if self.global_rank == 0:
-                folder.remove(temporary)
-
-    def _write(self, path: Path, action: Callable[[], None], ranks: range) -> None:
-        """Do one part of the writing on some ranks, and succeed or fail on all of them."""
-        failure: Exception | None = None
-        if self.global_rank in ranks:
-            try:
-                action()
-            except Exception as error:  # the other ranks wait, and have to be told
-                failure = error
-        failed = self._first_failure(failure, ranks)
-        if failed is not None:
-            raise CheckpointError(
-                f"Rank {failed[0]} could not write the checkpoint {str(path)!r}: {failed[1]}. What was there before is "
-                "untouched."
-            ) from failure
 
     def _group(self) -> Any:
         """A group for the writing, in which a rank may wait for a slow disk of another. Called on every rank."""

@@ -1,0 +1,62 @@
+"""The base of strategies whose checkpoints may be folders, to which every rank writes its part."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fabric_backends.sharding import folder as folders
+from fabric_backends.strategies.parallel import ParallelStrategy
+from fabric_core.errors import CheckpointError
+
+
+class FolderStrategy(ParallelStrategy):
+    """Writes a checkpoint in parts, as a whole or not at all, and succeeds or fails on all ranks alike."""
+
+    def save_folder(
+        self, path: Path, write_part: Callable[[Path], None], rest: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Write a folder, and put it in the place of what was there before. Called on every rank.
+
+        Args:
+            path: Where it goes in the end.
+            write_part: Writes what this rank holds to the folder that it is given. Called on every rank.
+            rest: Gives everything that is in no part, to be written by the checkpoint io. Called on rank 0.
+
+        Raises:
+            CheckpointError: It cannot be written; on every rank. What was there before is intact.
+        """
+        temporary = folders.temporary_for(path, self.broadcast(secrets.token_hex(4)))
+
+        def prepare() -> None:
+            folders.remove_abandoned(path)
+            temporary.mkdir(parents=True)
+
+        def finish() -> None:
+            self.surroundings.checkpoint_io.save(temporary / folders.VALUES, rest())
+            folders.finish(temporary, path)
+
+        try:
+            self._on_ranks(path, prepare, range(1))
+            self._on_ranks(path, lambda: write_part(temporary), range(self.world_size))
+            self._on_ranks(path, finish, range(1))
+        finally:
+            if self.global_rank == 0:
+                folders.remove(temporary)
+
+    def _on_ranks(self, path: Path, action: Callable[[], None], ranks: range) -> None:
+        """Do one part of the writing on some ranks, and succeed or fail on all of them."""
+        failure: Exception | None = None
+        if self.global_rank in ranks:
+            try:
+                action()
+            except Exception as error:  # the other ranks wait, and have to be told
+                failure = error
+        failed = self._first_failure(failure, ranks)
+        if failed is not None:
+            raise CheckpointError(
+                f"Rank {failed[0]} could not write the checkpoint {str(path)!r}: {failed[1]}. What was there before is "
+                "untouched."
+            ) from failure
