@@ -318,7 +318,7 @@ strategy.teardown()
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: needs a GPU")
 def test_two_ranks_normalise_as_one_process_does_over_the_whole_batch(programs: Any) -> None:
     answers = programs.answers_of(ON_ONE_GPU, timeout=110)
     torch.manual_seed(7)

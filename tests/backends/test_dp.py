@@ -149,7 +149,7 @@ def test_a_thread_computes_in_the_precision_of_the_process() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="not run: needs two GPUs")
 def test_two_gpus_train_as_one_process_does() -> None:
     with Fabric(accelerator="cuda", strategy="dp", devices=2) as fabric:
         raw = net()

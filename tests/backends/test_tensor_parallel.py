@@ -216,7 +216,7 @@ MESHES = {
 }
 TWO_GPUS = (
     pytest.mark.cuda,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="not run: needs two GPUs"),
 )
 
 

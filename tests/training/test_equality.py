@@ -8,7 +8,7 @@ from typing import Any
 import equality
 import pytest
 import torch
-from plain import Parameters, difference, moved, train_plain
+from plain_loop import Parameters, difference, moved, train_plain
 
 from fabric_core import Fabric
 

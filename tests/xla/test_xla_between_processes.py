@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import matrix
-import plain
 import pytest
 import torch
 
@@ -46,10 +45,10 @@ def found(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
 @pytest.mark.parametrize("name", matrix.CASES)
 def test_training_equals_the_plain_loop(found: list[dict[str, Any]], name: str) -> None:
     case = matrix.CASES[name]
-    expected = plain.train_plain(case, shares=2)
+    expected = plain_loop.train_plain(case, shares=2)
     trained, _ = found[0]["training"][name]
-    assert plain.moved(expected.parameters, case) > 1e-2
-    assert plain.difference(trained.parameters, expected.parameters) <= 1e-5
+    assert plain_loop.moved(expected.parameters, case) > 1e-2
+    assert plain_loop.difference(trained.parameters, expected.parameters) <= 1e-5
     assert max(abs(a - b) for a, b in zip(trained.losses, expected.losses, strict=True)) <= 1e-5
 
 
@@ -57,7 +56,7 @@ def test_training_equals_the_plain_loop(found: list[dict[str, Any]], name: str) 
 def test_each_gradient_is_averaged_once_per_step(found: list[dict[str, Any]], name: str) -> None:
     case = matrix.CASES[name]
     _, sent = found[0]["training"][name]
-    assert sum(sent) == 4 * len(plain.windows(case)), "four parameters in each window"
+    assert sum(sent) == 4 * len(plain_loop.windows(case)), "four parameters in each window"
 
 
 def test_every_rank_starts_with_the_weights_of_rank_0_unless_told_otherwise(

@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 
 import matrix
-import plain
 import pytest
 import torch
 
@@ -35,5 +34,5 @@ def test_training_on_every_device_equals_the_plain_loop(
     xla_program(HERE / "programs" / "on_tpu.py", strategy, tmp_path, PJRT_DEVICE="TPU", timeout=500)
     found = torch.load(tmp_path / "found.pt", weights_only=False)
     for name, (trained, replicas) in found.items():
-        expected = plain.train_plain(matrix.CASES[name], shares=replicas)
-        assert plain.difference(trained.parameters, expected.parameters) <= 1e-5, name
+        expected = plain_loop.train_plain(matrix.CASES[name], shares=replicas)
+        assert plain_loop.difference(trained.parameters, expected.parameters) <= 1e-5, name

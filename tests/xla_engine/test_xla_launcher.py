@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import plain
 import pytest
 import torch
 
@@ -28,10 +27,10 @@ def launched(
 
 
 def test_training_in_a_process_of_its_own_equals_the_plain_loop(launched: dict[str, Any]) -> None:
-    case = plain.Case()
-    expected = plain.train_plain(case).parameters
-    assert plain.moved(expected, case) > 1e-2
-    assert plain.difference(launched["parameters"], expected) <= 1e-5
+    case = plain_loop.Case()
+    expected = plain_loop.train_plain(case).parameters
+    assert plain_loop.moved(expected, case) > 1e-2
+    assert plain_loop.difference(launched["parameters"], expected) <= 1e-5
     assert launched["result"]["own process"]
 
 

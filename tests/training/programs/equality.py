@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain import AUTOCAST, DTYPES, GLOBAL_BATCH, Case, Parameters, make
+from plain_loop import AUTOCAST, DTYPES, GLOBAL_BATCH, Case, Parameters, make
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain import (
+from plain_loop import (
     AUTOCAST,
     DTYPES,
     GLOBAL_BATCH,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain import Case, make
+from plain_loop import Case, make
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 
