@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matrix
+import plain_loop
 import pytest
 import torch
 

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import matrix
+import plain_loop
 import pytest
 import torch
 
