@@ -279,6 +279,9 @@ def test_a_batchnorm_with_a_forward_pass_of_its_own_is_named() -> None:
 
 
 ENDING = """
+from fabric_backends import process_group
+
+process_group._TIME_TO_REST = 10.0
 for _ in range(40):
     strategy = connected(comm_hook="powersgd", comm_state={"start_powerSGD_iter": 2, "min_compression_rate": 0})
     wrapped = strategy.setup_module(torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Linear(16, 3)))
@@ -286,7 +289,7 @@ for _ in range(40):
         wrapped(torch.ones(4, 6)).sum().backward()
     began = time.monotonic()
     strategy.teardown()
-    assert time.monotonic() - began < 0.9, "it waited in vain"
+    assert time.monotonic() - began < 5.0, "it waited in vain"
 answer(True)
 """
 

@@ -24,7 +24,9 @@ ENGINES = [
     "torch",
     pytest.param(
         "fairscale",
-        marks=pytest.mark.skipif(bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="no FairScale"),
+        marks=pytest.mark.skipif(
+            bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="not run: FairScale is not installed"
+        ),
     ),
 ]
 
@@ -468,7 +470,9 @@ strategy.teardown()
 )
 
 
-@pytest.mark.skipif(bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="no FairScale")
+@pytest.mark.skipif(
+    bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="not run: FairScale is not installed"
+)
 def test_fairscale_by_itself_trains_wrongly_without_the_setting_that_we_give_it(
     shared_programs: Any, task: dict[str, Any]
 ) -> None:
@@ -653,7 +657,9 @@ def test_without_fairscale_auto_takes_pytorchs_engine_and_its_name_says_what_to_
         alone(engine="fairscale").barrier()
 
 
-@pytest.mark.skipif(bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="no FairScale")
+@pytest.mark.skipif(
+    bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="not run: FairScale is not installed"
+)
 def test_a_fairscale_that_cannot_be_imported_is_named_with_its_cause(
     alone: Callable[..., Fabric], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -662,7 +668,9 @@ def test_a_fairscale_that_cannot_be_imported_is_named_with_its_cause(
         alone().barrier()
 
 
-@pytest.mark.skipif(bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="no FairScale")
+@pytest.mark.skipif(
+    bool(missing_requirements(DDP_SHARDED_FAIRSCALE)), reason="not run: FairScale is not installed"
+)
 def test_a_loss_scaling_that_asks_no_other_rank_is_refused_where_each_rank_has_other_gradients() -> None:
     def make(precision: Any, engine: str) -> Fabric:
         options = {"engine": engine}

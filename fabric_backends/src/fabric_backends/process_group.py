@@ -6,14 +6,20 @@ process hangs at its very end. So such wrappers are released before the group is
 For the same reason ``torch.distributed.nn.functional`` is imported here, before there is a group: the defaults of its
 arguments would capture a group that exists by then, and keep it until the process ends.
 
-[Note: callbacks before groups] Communication hooks are Python functions that run in threads of the group, and often
-hold it. If such a thread is the last to let go, the group joins the thread in itself, and the process is aborted. So
-where there are hooks, whoever destroys the group outlasts them (`Membership.runs_callbacks`).
+[Note: the last to let go] A group ends its threads when the last who knows it lets go. Two things must not be last:
+
+- A thread of the group. Communication hooks are Python functions that run there, and often hold the group. It would
+  join itself, and the process is aborted.
+- The interpreter, as it ends. A thread of the group that wants its lock by then is killed where C++ allows no such
+  thing, and the process is aborted. One wants it after each collective, to forget what the caller had there.
+
+So whoever destroys the group outlasts all others (`_outlast_others`).
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import socket
 import sys
@@ -22,7 +28,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
 import torch.distributed as dist
@@ -37,6 +43,9 @@ if TYPE_CHECKING:
 _LOOPBACK_NAMES = ("lo", "lo0")
 _INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 
+_OWN_REFERENCES = 3  # in `_outlast_others`: its caller's, its own, and the argument of `getrefcount`
+_TIME_TO_REST = 0.25  # seconds; a thread needs some microseconds, and its turn
+
 _members: list[Membership] = []
 _undo = ExitStack()
 
@@ -46,14 +55,12 @@ class Membership:
 
     Attributes:
         owned: Whether the group was made here. One that the user has made is used and never destroyed.
-        runs_callbacks: Whether Python functions were run in its threads; see [Note: callbacks before groups].
     """
-
-    runs_callbacks = False
 
     def __init__(self, owned: bool) -> None:
         self.owned = owned
         self._guarded: WeakKeyDictionary[torch.nn.Module, Callable[[Any], None]] = WeakKeyDictionary()
+        self._teardown: Callable[[], Callable[[], None] | None] = _nobody
         if not _members:
             atexit.register(leave_all)
         _members.append(self)
@@ -61,6 +68,29 @@ class Membership:
     def guard(self, module: torch.nn.Module, release: Callable[[Any], None]) -> None:
         """Call ``release(module)`` before the group is left, if ``module`` is still there."""
         self._guarded[module] = release
+
+    def at_exit(self, teardown: Callable[[], None]) -> None:
+        """At the end of the process, when nobody has left before: have the strategy leave, if it is still there.
+
+        Args:
+            teardown: A method of the strategy that lets go of what it holds, and then leaves.
+        """
+        self._teardown = WeakMethod(teardown)
+
+    def end(self) -> None:
+        """Called at the end of the process."""
+        teardown = self._teardown()
+        if teardown is not None:
+            teardown()
+        self.leave()
+
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """Do something once the group is destroyed, also when that is at the end of the process; last come, first done.
+
+        For what keeps groups that were made from it alive: their threads must not outlast the interpreter.
+        """
+        if self.owned:
+            _undo.callback(action)
 
     def leave(self) -> None:
         """Let go of the group; the last of its owners destroys it. Called on every rank; safe to call twice."""
@@ -72,7 +102,7 @@ class Membership:
         if not _members:
             atexit.unregister(leave_all)
         if self.owned and not any(member.owned for member in _members):
-            _destroy(self.runs_callbacks)
+            _destroy()
 
 
 def join(
@@ -128,7 +158,7 @@ def join(
 def leave_all() -> None:
     """End every membership. Called when the process ends."""
     for member in _members.copy():
-        member.leave()
+        member.end()
 
 
 def backend_for(device: torch.device, wanted: str | None) -> str:
@@ -170,24 +200,33 @@ def _stay_on_loopback() -> None:
         _undo.callback(os.environ.pop, _INTERFACE_VARIABLE, None)
 
 
+def _nobody() -> None:
+    """No strategy has to do anything."""
+
+
 def _put_back_hook(installed: Any, before: Any) -> None:
     if sys.excepthook is installed:
         sys.excepthook = before
 
 
-def _destroy(ran_callbacks: bool) -> None:
+def _destroy() -> None:
     try:
-        if dist.is_initialized():
-            group = dist.group.WORLD if ran_callbacks else None
-            dist.destroy_process_group()
-            if group is not None:
-                _outlast_others(group)
+        if not dist.is_initialized():
+            return
+        group = dist.group.WORLD
+        dist.destroy_process_group()
     finally:
         _undo.close()
+    _outlast_others(group)
 
 
 def _outlast_others(group: Any) -> None:
-    """Return when nobody but the caller and this function knows an object; at the latest after a second."""
-    until = time.monotonic() + 1.0
-    while sys.getrefcount(group) > 3 and time.monotonic() < until:  # caller, parameter, and the argument here
+    """Return when nobody but the caller and this function knows a group, or when its threads have come to rest.
+
+    Who keeps a group for good has no reason to; but a library may have it as the default of an argument.
+    """
+    if sys.getrefcount(group) > _OWN_REFERENCES:
+        gc.collect()
+    until = time.monotonic() + _TIME_TO_REST
+    while sys.getrefcount(group) > _OWN_REFERENCES and time.monotonic() < until:
         time.sleep(0.001)

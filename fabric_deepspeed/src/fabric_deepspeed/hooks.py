@@ -79,7 +79,7 @@ def fabric_check_plan(plan: Plan) -> str | None:
     """DeepSpeed has no float16 on the CPU."""
     if plan.strategy.name not in NAMES or plan.accelerator.name != "cpu":
         return None
-    if not plan.precision.name.startswith("16-"):
+    if plan.precision.options.get("dtype") != "float16":
         return None
     return (
         f"DeepSpeed does not train in float16 on a CPU, which precision={plan.precision.name!r} asks for. Use "

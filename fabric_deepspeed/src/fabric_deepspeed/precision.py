@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from fabric_backends.precisions.conversion import dtype_among, widen
+from fabric_backends.precisions.conversion import default_dtype, dtype_among, widen
 from fabric_core.contracts.precision import Precision
 from fabric_core.data.collections import convert_floats
 from fabric_deepspeed.hooks import PRECISION
@@ -40,7 +39,7 @@ class DeepSpeedPrecision(Precision):
 
     def init_context(self) -> AbstractContextManager[Any]:
         """New parameters and tensors are made in the format, where that was asked for."""
-        return _default_dtype(self.dtype) if self.makes_half else nullcontext()
+        return default_dtype(self.dtype) if self.makes_half else nullcontext()
 
     def convert_input(self, data: Any) -> Any:
         """Convert the floating-point tensors among the arguments to the format of the engine."""
@@ -49,13 +48,3 @@ class DeepSpeedPrecision(Precision):
     def convert_output(self, data: Any) -> Any:
         """Bring outputs back to the default dtype, never to fewer digits."""
         return widen(data)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 
 from fabric_backends.sharding import folder as folders
 from fabric_backends.sharding.tensors import mapped
-from fabric_backends.strategies.folders import FolderStrategy
+from fabric_backends.strategies.folders import CheckpointKind, FolderStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.empty_init import skip_init
-from fabric_core.errors import OptionsError, SetupError, UnsupportedError, did_you_mean
+from fabric_core.errors import OptionsError, SetupError, UnsupportedError
 from fabric_deepspeed import library, pieces, states
+from fabric_deepspeed.checks import backward_arguments, check_parameters
+from fabric_deepspeed.checks import logging_level as as_level
 from fabric_deepspeed.config import combine, complete, read
 from fabric_deepspeed.engine import Engine
 from fabric_deepspeed.from_config import make_optimizer, make_scheduler
@@ -28,8 +30,6 @@ from fabric_deepspeed.hooks import DEEPSPEED
 from fabric_deepspeed.options import options_from
 from fabric_deepspeed.precision import DeepSpeedPrecision
 from fabric_deepspeed.stepping import Joined
-
-CheckpointKind = Literal["sharded", "full"]
 
 
 class DeepSpeedStrategy(FolderStrategy):
@@ -42,9 +42,7 @@ class DeepSpeedStrategy(FolderStrategy):
     Args:
         config: DeepSpeed's config: a dictionary or the path of a JSON file. Without it, the environment variable
             ``FABRIC_DEEPSPEED_CONFIG`` may name one. What Fabric knows may be ``"auto"`` in it.
-        checkpoint: How ``save`` writes. ``"sharded"``: a folder to which each rank writes what it holds. ``"full"``:
-            one file, the same as strategies write whose ranks hold the whole model. Reading tells them apart by
-            itself, on any number of ranks.
+        checkpoint: As in `FolderStrategy`.
         exclude_frozen_parameters: Leave parameters that are not trained out of checkpoints.
         shared_memory: Let CPUs of one node reduce through shared memory, by kernels that are compiled at first use.
         logging_level: Of DeepSpeed's logger.
@@ -73,18 +71,15 @@ class DeepSpeedStrategy(FolderStrategy):
         **options: Any,
     ) -> None:
         super().__init__(
-            process_group_backend=process_group_backend, timeout=timeout, init_timeout=init_timeout
+            checkpoint=checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+            init_timeout=init_timeout,
         )
-        if checkpoint not in get_args(CheckpointKind):
-            raise OptionsError(
-                f"The option checkpoint is {checkpoint!r}.{did_you_mean(str(checkpoint), get_args(CheckpointKind))} It "
-                "takes 'sharded' or 'full'."
-            )
-        self.checkpoint: CheckpointKind = checkpoint
         self.config = combine(read(config), options_from(options))
         self._exclude_frozen = exclude_frozen_parameters
         self._shared_memory = shared_memory
-        self._log_level = _level(logging_level)
+        self._log_level = as_level(logging_level)
         self._deepspeed: Any = None
         self._engines: list[Engine] = []
         self._by_module: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
@@ -207,7 +202,7 @@ class DeepSpeedStrategy(FolderStrategy):
         return engine.raw, optimizers, scheduler if named is None else named
 
     def _make_engine(self, module: nn.Module, optimizers: list[Optimizer]) -> Engine:
-        _check_parameters(module, optimizers)
+        check_parameters(module, optimizers)
         precise = self._precise_weights(module)
         joined = Joined(optimizers)
         engine = Engine(self._initialize(module, joined), joined)
@@ -257,7 +252,7 @@ class DeepSpeedStrategy(FolderStrategy):
             SetupError: It is not known which engine the loss belongs to; or a half of its optimizers was stepped.
             UnsupportedError: An argument of ``torch.Tensor.backward`` that DeepSpeed has not.
         """
-        gradient, retain_graph = _backward_arguments(*args, **kwargs)
+        gradient, retain_graph = backward_arguments(*args, **kwargs)
         engine = self._engine_of(module)
         if gradient is not None:
             loss = (loss * gradient).sum()
@@ -404,44 +399,3 @@ class _ForwardOnly(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with library.quiet():
             return self._raw[0](*args, **kwargs)
-
-
-def _level(level: int | str) -> int:
-    number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
-    if not isinstance(number, int):
-        raise OptionsError(
-            f"logging_level={level!r} has to be a level of Python's logging, such as 'WARNING'."
-        )
-    return number
-
-
-def _check_parameters(module: nn.Module, optimizers: list[Optimizer]) -> None:
-    """DeepSpeed would train what it is given, also parameters of another model."""
-    own = {id(parameter) for parameter in module.parameters()}
-    for optimizer in optimizers:
-        given = [p for group in optimizer.param_groups for p in group["params"]]
-        foreign = sum(id(parameter) not in own for parameter in given)
-        if foreign:
-            raise SetupError(
-                f"The {type(optimizer).__name__} has {foreign} parameters that are not of this "
-                f"{type(module).__name__}. Make it after the model, from model.parameters()."
-            )
-    if not any(p.requires_grad for o in optimizers for group in o.param_groups for p in group["params"]):
-        raise SetupError(
-            "The optimizers have no parameter that is trained: all are frozen. Set the model up without them: "
-            "fabric.setup_module(model)."
-        )
-
-
-def _backward_arguments(
-    gradient: Tensor | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Any = None,
-) -> tuple[Tensor | None, bool]:
-    if create_graph or inputs is not None:
-        raise UnsupportedError(
-            "DeepSpeed's engine has no backward pass with create_graph or inputs. Use torch.autograd.grad for a "
-            "gradient that is part of a loss."
-        )
-    return gradient, bool(retain_graph)

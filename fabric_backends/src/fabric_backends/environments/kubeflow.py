@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from fabric_backends.environments.started import StartedEnvironment
+from fabric_backends.environments.started import PodEnvironment
 from fabric_backends.environments.variables import Variables, of_equal_nodes, whole
 from fabric_backends.hooks import KUBEFLOW
 from fabric_core.errors import ConfigurationError
@@ -29,7 +29,7 @@ def detect(environ: Mapping[str, str]) -> Detection | None:
     return of_equal_nodes(whole(environ, "WORLD_SIZE"), 1, "the variables of a PyTorchJob are set in a pod")
 
 
-class KubeflowEnvironment(StartedEnvironment):
+class KubeflowEnvironment(PodEnvironment):
     """Ranks from the variables that the operator sets in each pod: one node and one process per pod.
 
     With several processes per pod, the pod starts them itself, by torchrun, which reads the operator's ``PET_…``
@@ -37,32 +37,7 @@ class KubeflowEnvironment(StartedEnvironment):
     """
 
     spec = KUBEFLOW
-
-    @property
-    def main_address(self) -> str:
-        """``MASTER_ADDR``."""
-        return _variables.text("MASTER_ADDR")
-
-    @property
-    def main_port(self) -> int:
-        """``MASTER_PORT``."""
-        return _variables.number("MASTER_PORT", least=1)
-
-    def world_size(self) -> int:
-        """``WORLD_SIZE``."""
-        return _variables.number("WORLD_SIZE", least=1)
-
-    def global_rank(self) -> int:
-        """``RANK``."""
-        return _variables.number("RANK")
-
-    def local_rank(self) -> int:
-        """Always 0: a pod has one process."""
-        return 0
-
-    def node_rank(self) -> int:
-        """The global rank."""
-        return self.global_rank()
+    variables = _variables
 
     def validate(self, processes_per_node: int, num_nodes: int) -> None:
         """Compare what the operator announces with what runs, and with what the user asked for. On every rank.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from fabric_backends.environments.kubeflow import IN_KUBERNETES
-from fabric_backends.environments.started import StartedEnvironment
+from fabric_backends.environments.started import PodEnvironment
 from fabric_backends.environments.variables import Variables, of_equal_nodes, whole
 from fabric_backends.hooks import KUBERNETES_JOB
 from fabric_core.specs import Detection
@@ -30,36 +30,20 @@ def detect(environ: Mapping[str, str]) -> Detection | None:
     return of_equal_nodes(whole(environ, _COUNT), 1, note)
 
 
-class KubernetesJobEnvironment(StartedEnvironment):
-    """Ranks from the completion index; the manifest adds the count and the name of pod 0.
+class KubernetesJobEnvironment(PodEnvironment):
+    """Ranks from the completion index; the manifest adds the count (``WORLD_SIZE``) and the name of pod 0.
 
     Pods of an indexed Job find each other by ``<job>-<index>.<service>`` where a headless service selects them.
     """
 
     spec = KUBERNETES_JOB
-
-    @property
-    def main_address(self) -> str:
-        """``MASTER_ADDR``: ``<job>-0.<service>``."""
-        return _variables.text("MASTER_ADDR")
+    variables = _variables
 
     @property
     def main_port(self) -> int:
         """``MASTER_PORT``, or 29500: pods have an address of their own."""
-        return _variables.number("MASTER_PORT", least=1) if os.environ.get("MASTER_PORT") else _PORT
-
-    def world_size(self) -> int:
-        """``WORLD_SIZE``: the Job's ``completions`` and ``parallelism``."""
-        return _variables.number(_COUNT, least=1)
+        return super().main_port if os.environ.get("MASTER_PORT") else _PORT
 
     def global_rank(self) -> int:
         """``JOB_COMPLETION_INDEX``."""
         return _variables.number(_INDEX)
-
-    def local_rank(self) -> int:
-        """Always 0: a pod has one process."""
-        return 0
-
-    def node_rank(self) -> int:
-        """The global rank."""
-        return self.global_rank()

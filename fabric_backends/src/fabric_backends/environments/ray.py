@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from fabric_backends.environments.started import StartedEnvironment
+from fabric_backends.environments.started import EnvEnvironment
 from fabric_backends.environments.variables import Variables, fewer_visible, of_equal_nodes, whole
 from fabric_backends.hooks import RAY
 from fabric_core.errors import ConfigurationError
@@ -78,36 +78,11 @@ def detect(environ: Mapping[str, str]) -> Detection | None:
     )
 
 
-class RayEnvironment(StartedEnvironment):
+class RayEnvironment(EnvEnvironment):
     """Ranks from the variables that Ray Train sets, and `ranks_of_workers` names, in each worker."""
 
     spec = RAY
-
-    @property
-    def main_address(self) -> str:
-        """``MASTER_ADDR``."""
-        return _variables.text("MASTER_ADDR")
-
-    @property
-    def main_port(self) -> int:
-        """``MASTER_PORT``."""
-        return _variables.number("MASTER_PORT", least=1)
-
-    def local_size(self) -> int:
-        """``LOCAL_WORLD_SIZE``."""
-        return _variables.number("LOCAL_WORLD_SIZE", least=1)
-
-    def world_size(self) -> int:
-        """``WORLD_SIZE``."""
-        return _variables.number("WORLD_SIZE", least=1)
-
-    def global_rank(self) -> int:
-        """``RANK``."""
-        return _variables.number("RANK")
-
-    def local_rank(self) -> int:
-        """``LOCAL_RANK``."""
-        return _variables.number("LOCAL_RANK")
+    variables = _variables
 
     def node_rank(self) -> int:
         """``NODE_RANK``."""

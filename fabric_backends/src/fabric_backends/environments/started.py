@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from fabric_backends.environments.variables import Variables
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.errors import ConfigurationError
 
@@ -48,3 +51,51 @@ class StartedEnvironment(ClusterEnvironment):
                 f"{count} of them, counted from 0. Start the same number of processes on every node, and see whether "
                 "something has changed the environment variables."
             )
+
+
+class EnvEnvironment(StartedEnvironment):
+    """Ranks from the variables that PyTorch itself reads (``env://``); a subclass says who sets them, and the node."""
+
+    variables: ClassVar[Variables]
+
+    @property
+    def main_address(self) -> str:
+        """``MASTER_ADDR``."""
+        return self.variables.text("MASTER_ADDR")
+
+    @property
+    def main_port(self) -> int:
+        """``MASTER_PORT``."""
+        return self.variables.number("MASTER_PORT", least=1)
+
+    def local_size(self) -> int | None:
+        """``LOCAL_WORLD_SIZE``."""
+        return self.variables.number("LOCAL_WORLD_SIZE", least=1)
+
+    def world_size(self) -> int:
+        """``WORLD_SIZE``."""
+        return self.variables.number("WORLD_SIZE", least=1)
+
+    def global_rank(self) -> int:
+        """``RANK``."""
+        return self.variables.number("RANK")
+
+    def local_rank(self) -> int:
+        """``LOCAL_RANK``."""
+        return self.variables.number("LOCAL_RANK")
+
+
+class PodEnvironment(EnvEnvironment):
+    """Pods with one process each: a pod is a node."""
+
+    def local_size(self) -> int | None:
+        """Nobody says whether pods share a machine."""
+        return None
+
+    def local_rank(self) -> int:
+        """Always 0: a pod has one process."""
+        return 0
+
+    def node_rank(self) -> int:
+        """The global rank."""
+        return self.global_rank()

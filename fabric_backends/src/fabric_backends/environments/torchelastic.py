@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from fabric_backends.environments.started import StartedEnvironment
+from fabric_backends.environments.started import EnvEnvironment
 from fabric_backends.environments.variables import Variables, of_equal_nodes, whole
 from fabric_backends.hooks import TORCHELASTIC
 from fabric_core.orphans import die_with_parent
@@ -33,7 +33,7 @@ def detect(environ: Mapping[str, str]) -> Detection | None:
     return of_equal_nodes(*numbers, f"{RUN_ID} is set")
 
 
-class TorchElasticEnvironment(StartedEnvironment):
+class TorchElasticEnvironment(EnvEnvironment):
     """Ranks from the variables that torchrun sets.
 
     torchrun's workers outlive it when it is killed. The first question for a rank puts an end to that: from then on,
@@ -41,34 +41,17 @@ class TorchElasticEnvironment(StartedEnvironment):
     """
 
     spec = TORCHELASTIC
-
-    @property
-    def main_address(self) -> str:
-        """``MASTER_ADDR``."""
-        return _variables.text("MASTER_ADDR")
-
-    @property
-    def main_port(self) -> int:
-        """``MASTER_PORT``."""
-        return _variables.number("MASTER_PORT", least=1)
-
-    def local_size(self) -> int:
-        """``LOCAL_WORLD_SIZE``."""
-        return _variables.number("LOCAL_WORLD_SIZE", least=1)
-
-    def world_size(self) -> int:
-        """``WORLD_SIZE``."""
-        return _variables.number("WORLD_SIZE", least=1)
+    variables = _variables
 
     def global_rank(self) -> int:
         """``RANK``."""
         _die_with_torchrun()
-        return _variables.number("RANK")
+        return super().global_rank()
 
     def local_rank(self) -> int:
         """``LOCAL_RANK``."""
         _die_with_torchrun()
-        return _variables.number("LOCAL_RANK")
+        return super().local_rank()
 
     def node_rank(self) -> int:
         """``GROUP_RANK``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -46,3 +47,19 @@ def widen(data: Any) -> Any:
         return tensor.to(torch.promote_types(tensor.dtype, default))
 
     return map_tensors(convert, data)
+
+
+class default_dtype(AbstractContextManager[None]):  # noqa: N801  (used like a function)
+    """A context in which new floating-point tensors have a dtype. One object per use, so that uses may be nested."""
+
+    __slots__ = ("_before", "_dtype")
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __enter__(self) -> None:
+        self._before = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype)
+
+    def __exit__(self, *exc_info: object) -> None:
+        torch.set_default_dtype(self._before)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fabric_backends.hooks import TRUE
-from fabric_backends.precisions.conversion import dtype_among, widen
+from fabric_backends.precisions.conversion import default_dtype, dtype_among, widen
 from fabric_core.contracts.precision import Precision
 from fabric_core.data.collections import convert_floats
 
@@ -45,11 +45,11 @@ class TruePrecision(Precision):
 
     def init_context(self) -> AbstractContextManager[Any]:
         """Make it the default dtype, so that new parameters and tensors are created in it."""
-        return _default_dtype(self.dtype)
+        return default_dtype(self.dtype)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Make it the default dtype, so that what a forward pass creates fits what it computes."""
-        return _default_dtype(self.dtype)
+        return default_dtype(self.dtype)
 
     def convert_input(self, data: Any) -> Any:
         """Convert the floating-point tensors among the arguments."""
@@ -58,19 +58,3 @@ class TruePrecision(Precision):
     def convert_output(self, data: Any) -> Any:
         """Bring outputs back to the default dtype, never to fewer digits."""
         return widen(data)
-
-
-class _default_dtype(AbstractContextManager[None]):  # noqa: N801  (used like a function)
-    """A context in which new floating-point tensors have a dtype. One object per use, so that uses may be nested."""
-
-    __slots__ = ("_before", "_dtype")
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def __enter__(self) -> None:
-        self._before = torch.get_default_dtype()
-        torch.set_default_dtype(self._dtype)
-
-    def __exit__(self, *exc_info: object) -> None:
-        torch.set_default_dtype(self._before)

@@ -6,7 +6,6 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from fabric_backends.meshes import make_mesh
@@ -74,11 +73,10 @@ def mesh_of(shape: tuple[int, ...], device: torch.device) -> DeviceMesh:
     return make_mesh(device, sizes)
 
 
-def forget_groups(mesh: DeviceMesh | None) -> None:
+def forget_groups(mesh: DeviceMesh) -> None:
     """Let go of the process groups of a mesh, which tensors on it keep alive. Called when they are destroyed."""
-    registry = getattr(mesh, "_pg_registry", None)  # since torch 2.12
-    if registry is not None and not dist.is_initialized():
-        registry.clear()
+    registry: dict[str, Any] = getattr(mesh, "_pg_registry", {})  # since torch 2.12
+    registry.clear()
 
 
 def _is_shape(value: Any) -> bool:

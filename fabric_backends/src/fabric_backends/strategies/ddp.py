@@ -101,7 +101,6 @@ class DDPStrategy(ParallelStrategy):
         self._communication.register(wrapped)
         if self._membership is not None:
             self._membership.guard(wrapped, _release)
-            self._membership.runs_callbacks |= self.compresses
         return wrapped
 
     @property

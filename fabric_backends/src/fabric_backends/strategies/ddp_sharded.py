@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
@@ -26,6 +26,9 @@ from fabric_core.errors import (
     listing,
 )
 from fabric_core.resolve.asked import missing_requirements
+
+if TYPE_CHECKING:
+    from fabric_backends.strategies.zero.fairscale_engine import FairScaleEngine
 
 EngineName = Literal["auto", "fairscale", "torch"]
 
@@ -85,6 +88,9 @@ class ShardedDDPStrategy(DDPStrategy):
             BrokenPluginError: It is, but cannot be imported.
             UnsupportedError: The precision was passed in code, and scales losses in a way that knows no other ranks.
         """
+        if self._asked != "torch" and not self.compresses:
+            with suppress(Exception):  # which `_chosen_engine` will meet again, and explain
+                _import_fairscale()  # before there is a group that defaults of its arguments would keep
         super().connect()
         try:
             self._engine = self._chosen_engine()
@@ -105,6 +111,8 @@ class ShardedDDPStrategy(DDPStrategy):
         if hasattr(self, "_engine"):
             self._engine.release()
             self._engine = TorchEngine(self)
+            for part in self._parts.values():
+                part.release()
             self._parts.clear()
         super().teardown()
 
@@ -198,10 +206,16 @@ def _fairscale(strategy: ShardedDDPStrategy, broadcast_buffers: bool) -> TorchEn
             "fabric_backends.precisions.sharded:ShardedMixedPrecision."
         )
     try:
-        from fabric_backends.strategies.zero.fairscale_engine import FairScaleEngine
+        engine = _import_fairscale()
     except Exception as error:  # whatever a broken installation raises
         raise BrokenPluginError(
             f"FairScale is installed, but cannot be imported ({type(error).__name__}: {error}). Install it anew, or "
             "use engine='torch'."
         ) from error
-    return FairScaleEngine(strategy, broadcast_buffers)
+    return engine(strategy, broadcast_buffers)
+
+
+def _import_fairscale() -> type[FairScaleEngine]:
+    from fabric_backends.strategies.zero.fairscale_engine import FairScaleEngine
+
+    return FairScaleEngine

@@ -5,15 +5,37 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fabric_backends.sharding import folder as folders
 from fabric_backends.strategies.parallel import ParallelStrategy
-from fabric_core.errors import CheckpointError
+from fabric_core.errors import CheckpointError, OptionsError, did_you_mean
+
+CheckpointKind = Literal["sharded", "full"]
 
 
 class FolderStrategy(ParallelStrategy):
-    """Writes a checkpoint in parts, as a whole or not at all, and succeeds or fails on all ranks alike."""
+    """Writes a checkpoint in parts, as a whole or not at all, and succeeds or fails on all ranks alike.
+
+    Args:
+        checkpoint: How ``save`` writes. ``"sharded"``: a folder to which each rank writes what it holds. ``"full"``:
+            one file, the same as strategies write whose ranks hold the whole model; rank 0 has to have the memory for
+            it. Reading tells them apart by itself, on any number of ranks.
+        options: Those of `ParallelStrategy`.
+
+    Raises:
+        OptionsError: There is no such kind of checkpoint.
+    """
+
+    def __init__(self, *, checkpoint: CheckpointKind = "sharded", **options: Any) -> None:
+        super().__init__(**options)
+        kinds = get_args(CheckpointKind)
+        if checkpoint not in kinds:
+            raise OptionsError(
+                f"The option checkpoint is {checkpoint!r}.{did_you_mean(str(checkpoint), kinds)} It takes 'sharded' or "
+                "'full'."
+            )
+        self.checkpoint: CheckpointKind = checkpoint
 
     def save_folder(
         self, path: Path, write_part: Callable[[Path], None], rest: Callable[[], dict[str, Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,8 @@ from fabric_backends.sharding.materializing import materialize, warn_of_undefine
 from fabric_backends.sharding.recomputing import Recomputed, check_recomputed, recompute
 from fabric_backends.sharding.units import Policy, UnitPolicy, is_container, own_modules
 from fabric_backends.sharding.views import keep_views_inside
-from fabric_backends.strategies.sharded import CheckpointKind, ShardedStrategy
+from fabric_backends.strategies.folders import CheckpointKind
+from fabric_backends.strategies.sharded import ShardedStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.contracts.strategy import Surroundings
 from fabric_core.errors import OptionsError, SetupError
@@ -121,12 +123,12 @@ class FSDPStrategy(ShardedStrategy):
         super().connect()
         asked = self._asked_mesh
         self._mesh = asked if isinstance(asked, DeviceMesh) else mesh_of(self._shape, self.root_device)
+        self.afterwards(partial(forget_groups, self._mesh))
 
     def teardown(self) -> None:
         """Let go of the models and the mesh, then leave the process group. Safe to call twice."""
         super().teardown()
-        mesh, self._mesh = self._mesh, None
-        forget_groups(mesh)
+        self._mesh = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 

@@ -133,6 +133,7 @@ class ParallelStrategy(Strategy):
             timeout=self._timeout_at_start,
             loopback=self._environment.single_node,
         )
+        self._membership.at_exit(self.teardown)
         if self.timeout is None and self._own_timeout is not None and self._membership.owned:
             self._keep_long = shorten_after_first_step(self._own_timeout, device)
 
@@ -146,6 +147,14 @@ class ParallelStrategy(Strategy):
     def _timeout_at_start(self) -> timedelta:
         own = self._own_timeout
         return self.timeout or (TIMEOUT if own is None else max(self.init_timeout, own))
+
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """Do something once the process group is destroyed, at the latest at the end of the process.
+
+        Called on every rank, after `connect`. Where the group is the user's own, it is never done.
+        """
+        if self._membership is not None:
+            self._membership.afterwards(action)
 
     def teardown(self) -> None:
         """Release the modules, then leave the process group. Called on every rank; safe to call twice."""

@@ -6,8 +6,9 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch.distributed as dist
@@ -19,11 +20,8 @@ from fabric_backends.sharding import clipping, folder, restoring
 from fabric_backends.sharding import held as gradients
 from fabric_backends.sharding.rebinding import Rebinding
 from fabric_backends.sharding.tensors import is_sharded, local_part, mapped, whole
-from fabric_backends.strategies.folders import FolderStrategy
+from fabric_backends.strategies.folders import CheckpointKind, FolderStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
-from fabric_core.errors import OptionsError, did_you_mean
-
-CheckpointKind = Literal["sharded", "full"]
 
 _FOREVER = timedelta(days=30)  # writing takes as long as it takes
 
@@ -36,9 +34,7 @@ class ShardedStrategy(FolderStrategy):
     have plain parameters too, equal on all ranks. A subclass shards modules, within ``self.rebinding.watch(module)``.
 
     Args:
-        checkpoint: How ``save`` writes. ``"sharded"``: a folder to which each rank writes its own shards. ``"full"``:
-            one file, the same as strategies write whose ranks hold the whole model; rank 0 has to have the memory for
-            it. Reading tells them apart by itself, on any number of ranks.
+        checkpoint: As in `FolderStrategy`.
         process_group_backend, timeout, init_timeout: As in `ParallelStrategy`.
 
     Raises:
@@ -56,15 +52,11 @@ class ShardedStrategy(FolderStrategy):
         init_timeout: float | timedelta = INIT_TIMEOUT,
     ) -> None:
         super().__init__(
-            process_group_backend=process_group_backend, timeout=timeout, init_timeout=init_timeout
+            checkpoint=checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+            init_timeout=init_timeout,
         )
-        kinds = get_args(CheckpointKind)
-        if checkpoint not in kinds:
-            raise OptionsError(
-                f"The option checkpoint is {checkpoint!r}.{did_you_mean(str(checkpoint), kinds)} It takes 'sharded' or "
-                "'full'."
-            )
-        self.checkpoint: CheckpointKind = checkpoint
         self.rebinding = Rebinding()
         self._checkpoint_group: Any = None
         self._models: WeakKeyDictionary[nn.Module, list[ref[Any]]] = WeakKeyDictionary()
@@ -188,6 +180,7 @@ class ShardedStrategy(FolderStrategy):
         """A group for the writing, in which a rank may wait for a slow disk of another. Called on every rank."""
         if self._checkpoint_group is None and self.world_size > 1:
             self._checkpoint_group = dist.new_group(backend="gloo", timeout=_FOREVER)
+            self.afterwards(partial(setattr, self, "_checkpoint_group", None))
         return self._checkpoint_group
 
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:

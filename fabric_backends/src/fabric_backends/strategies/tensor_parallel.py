@@ -15,20 +15,21 @@ from torch.distributed.tensor.parallel import loss_parallel as losses_in_shards
 from torch.optim import Optimizer
 
 from fabric_backends import collectives
-from fabric_backends.alike import check_alike, check_gradients, same_random_numbers, share_random_state
+from fabric_backends.alike import check_gradients, same_random_numbers, share_random_state
 from fabric_backends.hooks import TENSOR_PARALLEL
-from fabric_backends.meshes import DATA, TENSOR, Size, axis_sizes, make_mesh
+from fabric_backends.meshes import TENSOR, Size
 from fabric_backends.parallelizing import carry_out, give_values, lies_on, plan_of
-from fabric_backends.sharding.grid import forget_groups
 from fabric_backends.sharding.tensors import is_sharded, local_part
-from fabric_backends.strategies.sharded import CheckpointKind, ShardedStrategy
+from fabric_backends.strategies.folders import CheckpointKind
+from fabric_backends.strategies.grouped import GroupedStrategy
+from fabric_backends.strategies.sharded import ShardedStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
-from fabric_core.contracts.strategy import ReduceOp, Surroundings
-from fabric_core.errors import OptionsError, SetupError
+from fabric_core.contracts.strategy import ReduceOp
+from fabric_core.errors import OptionsError
 from fabric_core.targets import import_target
 
 
-class TensorParallelStrategy(ShardedStrategy):
+class TensorParallelStrategy(GroupedStrategy, ShardedStrategy):
     """Divides layers within groups of ranks (tensor parallel), and the data between these groups (data parallel).
 
     How a model is divided says a function of the user's, ``parallelize_fn(module, mesh)``, or a method
@@ -51,6 +52,7 @@ class TensorParallelStrategy(ShardedStrategy):
     """
 
     spec = TENSOR_PARALLEL
+    axis = TENSOR
 
     def __init__(
         self,
@@ -76,52 +78,16 @@ class TensorParallelStrategy(ShardedStrategy):
                 "'package.module:function'."
             )
         self._parallelize_fn = parallelize_fn
-        self._asked_sizes: dict[str, Size] = {DATA: data_parallel_size, TENSOR: tensor_parallel_size}
-        self._sizes: dict[str, int] = {}
+        self.ask_for(data_parallel_size, tensor_parallel_size)
         self._loss_parallel = loss_parallel
-        self._mesh: DeviceMesh | None = None
         self._entered = ExitStack()
         self._checked: WeakSet[Optimizer] = WeakSet()
-
-    # -- who am I -------------------------------------------------------------------------------------------------
-
-    def attach(self, surroundings: Surroundings) -> None:
-        """As the contract.
-
-        Raises:
-            OptionsError: The sizes of the axes do not make the number of processes.
-        """
-        super().attach(surroundings)
-        self._sizes = axis_sizes(self._asked_sizes, self.world_size, surroundings.num_nodes)
-
-    @property
-    def mesh(self) -> DeviceMesh:
-        """The ranks as a grid with the axes ``"data_parallel"`` and ``"tensor_parallel"``; either may be 1 long.
-
-        Raises:
-            SetupError: The ranks have not joined yet.
-        """
-        if self._mesh is None:
-            raise SetupError(
-                "The mesh is there once the processes have joined. Call fabric.launch() first, and any verb of setting "
-                "up (such as setup or barrier)."
-            )
-        return self._mesh
-
-    @property
-    def sampler_arguments(self) -> dict[str, int]:
-        """Data is split between the tensor-parallel groups only: within one, all ranks read the same."""
-        return {
-            "num_replicas": self._sizes[DATA],
-            "rank": self.global_rank // (self.world_size // self._sizes[DATA]),
-        }
 
     # -- coming and going -----------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Join the other ranks and make the mesh. Called on every rank, once. Errors as in `ParallelStrategy`."""
+        """Join the other ranks, and make losses in shards if that was asked for. Called on every rank, once."""
         super().connect()
-        self._mesh = make_mesh(self.root_device, self._sizes)
         if self._loss_parallel:
             self._entered.enter_context(losses_in_shards())
 
@@ -130,8 +96,6 @@ class TensorParallelStrategy(ShardedStrategy):
         with suppress(KeyError):  # a block of the user's own has left it already
             self._entered.close()
         super().teardown()
-        mesh, self._mesh = self._mesh, None
-        forget_groups(mesh)
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -155,7 +119,7 @@ class TensorParallelStrategy(ShardedStrategy):
         """
         plan = plan_of(module, self._function())
         self.synchronize_module(module)
-        share_random_state(self._tensor_group, self.root_device)
+        share_random_state(self.group, self.root_device)
         with self.rebinding.watch(module):
             forward_module = carry_out(plan, module, self.mesh)
             with same_random_numbers(None, self.root_device):
@@ -168,22 +132,6 @@ class TensorParallelStrategy(ShardedStrategy):
         for tensor in (*module.parameters(), *module.buffers()):
             if not tensor.is_meta:
                 collectives.broadcast_(tensor)
-
-    def move_batches(self, batches: Iterator[Any], move: Callable[[Any], Any]) -> Iterator[Any]:
-        """As the contract. Each loop begins with the same random numbers on all ranks of a tensor-parallel group.
-
-        Raises:
-            SetupError: The ranks of a group read different batches; from the first ``next`` of the loop.
-        """
-        there = super().move_batches(batches, move)
-        if self._sizes[TENSOR] == 1:
-            return there
-        share_random_state(self._tensor_group, self.root_device)
-        return check_alike(there, self._tensor_group, self.root_device)
-
-    @property
-    def _tensor_group(self) -> Any:
-        return self.mesh[TENSOR].get_group()
 
     def _function(self) -> Callable[[Any, DeviceMesh], Any] | None:
         function: Callable[[Any, DeviceMesh], Any] | None
@@ -200,9 +148,9 @@ class TensorParallelStrategy(ShardedStrategy):
         Raises:
             SetupError: They differ within a tensor-parallel group, so these weights would drift apart.
         """
-        if self._sizes[TENSOR] > 1 and optimizer not in self._checked and closure is None:
+        if self.group_size > 1 and optimizer not in self._checked and closure is None:
             gradients = dict(self._undivided_gradients(optimizer))
-            if check_gradients(gradients, self._tensor_group, self.root_device):
+            if check_gradients(gradients, self.group, self.root_device):
                 self._checked.add(optimizer)
         return super().optimizer_step(optimizer, step, closure)
 

@@ -89,6 +89,7 @@ class ReducedModule(ShardedDataParallel):  # type: ignore[misc]  # FairScale has
         self.training = False  # so that the next line removes its hooks
         self.refresh_trainable()
         self._process_group = None
+        self._sharded_optimizers: list[OSS] = []
         self.forward = partial(forward_alone, self.module)
 
     def _own(self) -> Iterator[Tensor]:

@@ -127,6 +127,10 @@ class Part:
         """Called by the engine, with the parameters of this rank."""
         self.param_groups.append(param_group)
 
+    def release(self) -> None:
+        """Forget the engine, and with it the process group: the two know each other, so neither is freed by itself."""
+        self.engine = None
+
     # -- state ----------------------------------------------------------------------------------------------------
 
     def own_state(self, optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
