@@ -17,7 +17,7 @@ from fabric_backends.strategies.ddp_sharded import ShardedDDPStrategy
 from fabric_backends.strategies.zero.part import check
 from fabric_core import Fabric
 from fabric_core.errors import BrokenPluginError, MissingRequirementError, OptionsError, UnsupportedError
-from fabric_core.resolve.asked import missing_requirements
+from fabric_core.requirements import missing_requirements
 
 TOLERANCE = 1e-6  # float32 sums of two halves instead of one whole
 ENGINES = [

@@ -17,7 +17,7 @@ import pytest
 
 import fabric_core
 from fabric_core import Registry, hookspecs
-from fabric_core.resolve.asked import missing_requirements
+from fabric_core.requirements import missing_requirements
 from fabric_core.targets import import_target
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import torch
 from matrix import Cell, Outcome
 
 from fabric_core import Registry
-from fabric_core.resolve.asked import missing_requirements, overlap
+from fabric_core.requirements import missing_requirements
+from fabric_core.resolve.asked import overlap
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 MESHES = ("fsdp", "fsdp_hybrid", "tensor_parallel", "ddp_sharded")

@@ -16,7 +16,7 @@ SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 EVERY_TARGET = """
 import sys
 from fabric_core import Registry
-from fabric_core.resolve.asked import missing_requirements
+from fabric_core.requirements import missing_requirements
 from fabric_core.targets import import_target
 for offer in Registry(environ={}).offers():
     if not missing_requirements(offer.spec):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fabric_core import Fabric, Registry, UnsupportedError
-from fabric_core.resolve.asked import missing_requirements
+from fabric_core.requirements import missing_requirements
 from fabric_core.targets import import_target
 
 OFFERS = [offer for offer in Registry(environ={}).offers() if offer.distribution == "fabric-xla"]

@@ -35,7 +35,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # [Note: modules before groups]
 
 from fabric_core.errors import ConfigurationError, UnsupportedError
-from fabric_core.supervisor.variables import ERROR_DIR
+from fabric_core.supervisor import ERROR_DIR
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

@@ -1,6 +1,9 @@
 """The core of fabric: contracts, registry, resolver and the ``Fabric`` itself.
 
 Every public name is imported when it is first used, so that ``import fabric_core`` stays light and free of PyTorch.
+
+What is public: the names in ``__all__``, here and in the modules below that have one. Those are what authors of parts
+need beyond the contracts; all five distributions are held to them. Everything else may change without a word.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
+__all__ = ["skip_init"]
+
 
 class skip_init(TorchFunctionMode):  # noqa: N801  (used like a function)
     """A context in which the functions of ``torch.nn.init`` return their tensor untouched."""

@@ -29,6 +29,31 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "AmbiguousPluginError",
+    "BrokenPluginError",
+    "CheckpointError",
+    "CheckpointKeyError",
+    "ConfigurationError",
+    "ContractVersionError",
+    "DevicesError",
+    "FabricError",
+    "LaunchError",
+    "MissingRequirementError",
+    "OptionsError",
+    "PlanMismatchError",
+    "PluginError",
+    "RankFailedError",
+    "SetupError",
+    "UnknownPluginError",
+    "UnsafeCheckpointError",
+    "UnsupportedError",
+    "WrongTypeError",
+    "did_you_mean",
+    "listing",
+    "unknown_option",
+]
+
 
 class FabricError(Exception):
     """The base of every error that the library raises on purpose."""

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
+__all__ = ["die_with_parent"]
+
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY = 0.5  # seconds
 

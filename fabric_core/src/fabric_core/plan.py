@@ -9,6 +9,8 @@ from typing import Any
 
 from fabric_core.specs import PartSpec, StrategySpec
 
+__all__ = ["AUTO", "Choice", "Plan", "Request"]
+
 AUTO = "auto"
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from fabric_core.errors import BrokenPluginError, ConfigurationError
 
+__all__ = ["import_target"]
+
 
 def import_target(target: Any, asked_by: str) -> Any:
     """The object that a target names; a target that is an object already is returned as it is.

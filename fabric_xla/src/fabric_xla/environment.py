@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
-from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT
+from fabric_core.supervisor import DEFAULT_MAIN_PORT
 from fabric_xla.hooks import ENVIRONMENT
 from fabric_xla.probes import LOCAL_RANK
 

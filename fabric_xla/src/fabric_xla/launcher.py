@@ -24,16 +24,20 @@ from fabric_core.data.seed import seed_environment
 from fabric_core.errors import LaunchError
 from fabric_core.orphans import die_with_parent
 from fabric_core.supervisor import (
+    DEFAULT_MAIN_PORT,
     Failure,
     Outcome,
     error_directory,
+    failed_at,
     mark_failure,
     raise_for_outcome,
     rank_variables,
+    read_failure,
+    strip_plumbing,
+    summary_of,
+    text_of,
+    write_failure,
 )
-from fabric_core.supervisor.failures import failed_at, read_failure, write_failure
-from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT
-from fabric_core.supervisor.tracebacks import strip_plumbing, summary_of, text_of
 from fabric_xla.environment import XLAEnvironment
 from fabric_xla.hooks import FORK, SPAWN
 from fabric_xla.moving import on_cpu

@@ -23,6 +23,9 @@ from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.data.seed import seed_environment
 from fabric_core.errors import LaunchError, listing
 from fabric_core.supervisor import (
+    DEFAULT_MAIN_PORT,
+    ERROR_DIR,
+    LISTEN_FD,
     Child,
     ProcessChild,
     enter_rank,
@@ -33,8 +36,6 @@ from fabric_core.supervisor import (
     rank_variables,
     supervise,
 )
-from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT
-from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD
 
 
 class FunctionLauncher(Launcher):

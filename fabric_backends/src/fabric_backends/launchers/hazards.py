@@ -13,8 +13,7 @@ import torch.distributed as dist
 
 from fabric_backends.accelerators.current import current_type
 from fabric_core.errors import LaunchError
-from fabric_core.supervisor import Failure
-from fabric_core.supervisor.failures import write_failure
+from fabric_core.supervisor import Failure, write_failure
 
 # All that a spawned process knows while it imports the script, before it has become a rank.
 _NAME = re.compile(r"(?P<private>fabric-\w+)-rank-(?P<rank>\d+)")

@@ -25,7 +25,7 @@ from fabric_core.errors import (
     UnsupportedError,
     listing,
 )
-from fabric_core.resolve.asked import missing_requirements
+from fabric_core.requirements import missing_requirements
 
 if TYPE_CHECKING:
     from fabric_backends.strategies.zero.fairscale_engine import FairScaleEngine

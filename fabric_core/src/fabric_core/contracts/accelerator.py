@@ -12,6 +12,8 @@ from fabric_core.specs import AcceleratorSpec
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["Accelerator"]
+
 
 class Accelerator(Part):
     """One kind of device. How many there are is the business of its spec's probe."""

@@ -10,6 +10,8 @@ from typing import Any
 from fabric_core.contracts.part import Part
 from fabric_core.specs import CheckpointIOSpec
 
+__all__ = ["CheckpointIO"]
+
 
 class CheckpointIO(Part):
     """Writes and reads one file. A crash at any moment leaves the old file or the new one."""

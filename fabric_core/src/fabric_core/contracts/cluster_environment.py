@@ -10,6 +10,8 @@ from fabric_core.contracts.store import Store
 from fabric_core.errors import ConfigurationError
 from fabric_core.specs import ClusterEnvironmentSpec
 
+__all__ = ["ClusterEnvironment"]
+
 
 class ClusterEnvironment(Part):
     """Tells a process who it is in a job of several processes.

@@ -10,6 +10,8 @@ from typing import Any
 from fabric_core.contracts.part import Part
 from fabric_core.specs import LauncherSpec
 
+__all__ = ["LaunchJob", "Launcher"]
+
 
 @dataclass(frozen=True)
 class LaunchJob:

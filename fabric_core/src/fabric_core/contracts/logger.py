@@ -9,6 +9,8 @@ from typing import Any
 from fabric_core.contracts.part import Part
 from fabric_core.specs import LoggerSpec
 
+__all__ = ["Logger"]
+
 
 class Logger(Part):
     """A sink for metrics. Every method is called on global rank 0 only."""

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from fabric_core.specs import PartSpec
 
+__all__ = ["Part"]
+
 
 class Part(ABC):
     """Base of every contract.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+__all__ = ["Precision"]
+
 
 class Precision(Part):
     """Plain precision: nothing is converted, nothing is scaled. Every method may be overridden.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Protocol
 
+__all__ = ["Store", "read_when_there"]
+
 FOREVER = timedelta(days=365)
 """How long to wait for a rank that is at work. One that dies ends the job earlier."""
 

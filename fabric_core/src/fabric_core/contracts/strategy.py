@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+__all__ = ["ReduceOp", "Strategy", "Surroundings"]
+
 ReduceOp = Literal["mean", "sum", "min", "max", "product"]
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from fabric_core.errors import ConfigurationError, WrongTypeError
 
+__all__ = ["convert_floats", "map_entries", "map_tensors", "move_to_device", "to_scalars"]
+
 T = TypeVar("T")
 Change = Callable[[Any], Any]
 

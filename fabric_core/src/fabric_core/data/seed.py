@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from fabric_core.errors import ConfigurationError, WrongTypeError
 
+__all__ = ["current_seed", "seed_also", "seed_environment", "seed_everything"]
+
 SEED_VARIABLE = "FABRIC_SEED"
 """The seed of the run, for processes in which `seed_everything` is not called or is called without a seed."""
 

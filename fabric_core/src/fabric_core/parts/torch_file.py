@@ -30,6 +30,8 @@ from fabric_core.hooks import TORCH_FILE
 from fabric_core.parts import numpy_pickle
 from fabric_core.parts.bare_pickle import globals_of
 
+__all__ = ["TorchFile"]
+
 METADATA_TYPES: tuple[Any, ...] = (
     *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath),

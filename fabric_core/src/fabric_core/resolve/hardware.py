@@ -9,13 +9,13 @@ from typing import Any, cast
 from fabric_core.errors import BrokenPluginError, DevicesError, FabricError, listing
 from fabric_core.plan import AUTO, Choice, Request
 from fabric_core.registry import OWN_DISTRIBUTION, Offer, Registry
+from fabric_core.requirements import missing_requirements
 from fabric_core.resolve.asked import (
     asked_choice,
     check_usable,
     choice_of_object,
     choice_of_offer,
     is_name,
-    missing_requirements,
     overlap,
     undecided,
 )

@@ -8,11 +8,11 @@ from fabric_core.errors import UnsupportedError, listing
 from fabric_core.plan import AUTO, Choice, Request
 from fabric_core.registry import Offer, Registry
 from fabric_core.registry.hints import situation_hint
+from fabric_core.requirements import missing_requirements
 from fabric_core.resolve.asked import (
     asked_choice,
     choice_of_offer,
     is_name,
-    missing_requirements,
     overlap,
     undecided,
 )

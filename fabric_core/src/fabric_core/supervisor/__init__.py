@@ -26,28 +26,45 @@ from __future__ import annotations
 
 from fabric_core.supervisor.children import Child, ProcessChild
 from fabric_core.supervisor.entry import enter_rank
-from fabric_core.supervisor.failures import Failure, error_directory, mark_failure
-from fabric_core.supervisor.launch import RankCommand, current_command, run_ranks
+from fabric_core.supervisor.failures import (
+    Failure,
+    error_directory,
+    failed_at,
+    mark_failure,
+    read_failure,
+    write_failure,
+)
+from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT, RankCommand, current_command, run_ranks
 from fabric_core.supervisor.network import listening_socket, meeting_point
 from fabric_core.supervisor.outcome import Outcome, raise_for_outcome, report
-from fabric_core.supervisor.variables import rank_variables
+from fabric_core.supervisor.tracebacks import strip_plumbing, summary_of, text_of
+from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD, rank_variables
 from fabric_core.supervisor.watch import supervise
 
 __all__ = [
     "Child",
+    "DEFAULT_MAIN_PORT",
+    "ERROR_DIR",
     "Failure",
+    "LISTEN_FD",
     "Outcome",
     "ProcessChild",
     "RankCommand",
     "current_command",
     "enter_rank",
     "error_directory",
+    "failed_at",
     "listening_socket",
     "mark_failure",
     "meeting_point",
     "raise_for_outcome",
     "rank_variables",
+    "read_failure",
     "report",
     "run_ranks",
+    "strip_plumbing",
+    "summary_of",
     "supervise",
+    "text_of",
+    "write_failure",
 ]

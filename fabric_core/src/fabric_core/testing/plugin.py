@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Show the table and write the file, when there was a conformance class."""
     from fabric_core.testing import results
 
-    found = results.collect(terminalreporter.stats)
+    found = results.collect(terminalreporter.stats, KEY)
     if not found:
         return
     terminalreporter.section("conformance")

@@ -15,7 +15,7 @@ from typing import Any
 
 JOB_VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"),
-    *("MASTER_ADDR", "MASTER_PORT", "FABRIC_RUN", "TORCHELASTIC_RUN_ID"),
+    *("MASTER_ADDR", "MASTER_PORT", "FABRIC_RUN"),
 )
 """What makes a process part of a job."""
 

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from fabric_core import __version__
+from fabric_core.contract_versions import CURRENT
 from fabric_core.registry.discovery import installed_version
-from fabric_core.specs import CONTRACT_VERSIONS
-from fabric_core.testing.plugin import KEY
 
 OUTCOMES = ("passed", "failed", "expected failure", "skipped")
 
 
-def collect(stats: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
+def collect(stats: Mapping[str, Iterable[Any]], key: str) -> list[dict[str, Any]]:
     """One entry per check, in the order in which they ran.
 
     Args:
         stats: The reports of pytest's terminal reporter, by outcome.
+        key: Under which a report carries what its test was about.
     """
     found: dict[str, dict[str, Any]] = {}
     for outcome, reports in stats.items():
         for report in reports:
-            about = dict(getattr(report, "user_properties", ())).get(KEY)
+            about = dict(getattr(report, "user_properties", ())).get(key)
             if about is None or (report.when != "call" and outcome not in ("error", "skipped")):
                 continue
             found[report.nodeid] = {
@@ -59,7 +59,7 @@ def write(path: Path, found: list[dict[str, Any]]) -> None:
     report = {
         "format": 1,
         "core": __version__,
-        "contracts": dict(CONTRACT_VERSIONS),
+        "contracts": dict(CURRENT),
         "plugins": plugins,
         "python": platform.python_version(),
         "torch": installed_version("torch"),
