@@ -11,6 +11,7 @@ import email.parser
 import json
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,24 @@ def test_a_wheel_is_pure_python_and_named_as_its_manifest_says(
     assert wheels[distribution].name == f"{distribution}-{project['version']}-py3-none-any.whl"
     assert metadata(wheels[distribution])["Name"] == distribution.replace("_", "-")
     assert metadata(wheels[distribution])["Requires-Python"] == ">=3.10"
+
+
+def test_the_wheels_may_be_published(wheels: dict[str, Path], run: Callable[..., str], tmp_path: Path) -> None:
+    files = wheels.values()
+    told = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files, cwd=tmp_path)
+    assert told.count(": PASSED") == len(wheels)
+    told = run(sys.executable, "-m", "check_wheel_contents", *files, cwd=tmp_path)
+    assert told.count(": OK") == len(wheels)
+
+
+def test_the_core_brings_the_kit_and_the_scaffold_and_no_test_of_ours(wheels: dict[str, Path]) -> None:
+    packed = contents(wheels["fabric_core"])
+    kit = {f"fabric_core/testing/{name}.py" for name in ("conformance", "plugin", "strategy", "rank")}
+    assert kit <= set(packed)
+    assert any(name.startswith("fabric_core/scaffold/templates/") for name in packed)
+    assert [name for name in packed if re.search(r"(^|/)(test_\w+|conftest)\.py$", name)] == []
+    extras = metadata(wheels["fabric_core"]).get_all("Provides-Extra")
+    assert extras == ["testing"]
 
 
 def test_the_wheels_agree_on_their_version(wheels: dict[str, Path]) -> None:
