@@ -6,15 +6,18 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from fabric_core.contract_versions import adapt_instance, adapted
 from fabric_core.contracts.accelerator import Accelerator
 from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.launcher import Launcher
 from fabric_core.contracts.precision import Precision
 from fabric_core.contracts.strategy import Strategy, Surroundings
-from fabric_core.errors import BrokenPluginError, OptionsError, listing, unknown_option
+from fabric_core.errors import BrokenPluginError, FabricError, OptionsError, listing, unknown_option
 from fabric_core.plan import Choice, Plan
 from fabric_core.resolve.asked import kind_of_class
+from fabric_core.resolve.declared import options_class
+from fabric_core.resolve.forms import Late
 from fabric_core.specs import LoggerSpec
 from fabric_core.targets import import_target
 
@@ -62,8 +65,14 @@ def build(plan: Plan) -> Parts:
 
 
 def make(choice: Choice) -> Any:
-    """The object of one choice: the one that was passed, or a new one."""
+    """The object of one choice: the one that was passed, or a new one. It keeps the current contract of its kind.
+
+    Raises:
+        BrokenPluginError: It cannot be imported, or is not what its spec says.
+        OptionsError: It does not take the options that it was given, or not together.
+    """
     if choice.instance is not None:
+        adapt_instance(choice.instance, choice.kind, choice.spec.api)
         return choice.instance
     cls = import_target(choice.spec.target, f"the {choice.kind} {choice.identity}")
     if not (isinstance(cls, type) and (kind_of_class(cls) == choice.kind or choice.kind == LoggerSpec.kind)):
@@ -71,8 +80,34 @@ def make(choice: Choice) -> Any:
             f"The {choice.kind} {choice.identity} points at {choice.spec.target_name!r}, which is no {choice.kind}: "
             f"it does not derive from that contract. This is a fault of {choice.distribution}."
         )
+    cls = adapted(cls, choice.kind, choice.spec.api)
     _check_options(cls, choice)
-    return cls(**choice.options)
+    options = {name: _found(value, name, choice) for name, value in choice.options.items()}
+    _check_together(choice, options)
+    return cls(**options)
+
+
+def _found(value: Any, name: str, choice: Choice) -> Any:
+    """An option whose text was the path of an object is that object; also within containers."""
+    if isinstance(value, Late):
+        return import_target(str(value), f"the option {name!r} of the {choice.kind} {choice.name!r}")
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(_found(entry, name, choice) for entry in value)
+    if type(value) is dict:
+        return {key: _found(entry, name, choice) for key, entry in value.items()}
+    return value
+
+
+def _check_together(choice: Choice, options: dict[str, Any]) -> None:
+    """Let the dataclass that declares the options say what it thinks of all of them at once."""
+    if not options or choice.spec.options_type is None:
+        return
+    try:
+        options_class(choice.spec)(**options)
+    except FabricError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise OptionsError(f"The {choice.kind} {choice.name!r} refuses its options: {error}") from error
 
 
 def _check_options(cls: type, choice: Choice) -> None:

@@ -143,28 +143,35 @@ class CheckpointKeyError(CheckpointError, KeyError):
     __str__ = Exception.__str__  # KeyError would show the message in quotes, with its line breaks escaped
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """A sentence that suggests the nearest of the known names, or nothing when none is near.
+
+    Args:
+        name: What was asked for.
+        known: What there is.
+        cutoff: How alike they have to be, from 0 to 1.
 
     Example:
         >>> did_you_mean("cpy", ["cpu", "spam"])
         " Did you mean 'cpu'?"
     """
-    near = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def unknown_option(owner: str, name: object, known: Iterable[str]) -> OptionsError:
+def unknown_option(owner: str, name: object, known: Iterable[str], source: str = "") -> OptionsError:
     """The error for an option that a part does not have.
 
     Args:
         owner: Whose option it would be, as the beginning of a sentence (``"The strategy 'x'"``).
         name: What was asked for.
         known: The options that there are.
+        source: Who asked for it, where that is not plain.
     """
     names = list(known)
+    by = f", which {source} states" if source else ""
     return OptionsError(
-        f"{owner} has no option {name!r}.{did_you_mean(str(name), names)} It has: {listing(names)}."
+        f"{owner} has no option {name!r}{by}.{did_you_mean(str(name), names)} It has: {listing(names)}."
     )
 
 

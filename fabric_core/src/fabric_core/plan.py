@@ -9,9 +9,26 @@ from typing import Any
 
 from fabric_core.specs import PartSpec, StrategySpec
 
-__all__ = ["AUTO", "Choice", "Plan", "Request"]
+__all__ = ["AUTO", "Choice", "OptionTable", "Plan", "Request"]
 
 AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class OptionTable:
+    """What a file says of the options of one part.
+
+    Attributes:
+        kind: The kind of the part, as in ``fabric_core.specs.KINDS``.
+        name: The name or an alias of the part, in lower case.
+        values: Its options.
+        source: Which table of which file, for people.
+    """
+
+    kind: str
+    name: str
+    values: Mapping[str, Any]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,9 @@ class Request:
         precision: The number formats; ``None`` for plain float32.
         plugins: Further parts: a precision, a cluster environment, a launcher, a checkpoint io.
         loggers: Where metrics go.
-        options: Options of chosen parts, by kind (``{"strategy": {"find_unused_parameters": True}}``).
+        options: Options of chosen parts from the code, by kind (``{"strategy": {"find_unused_parameters": True}}``).
+        texts: Options of chosen parts from the command line, by kind: texts that the part's declaration reads.
+        tables: Options of parts from a file, chosen or not.
         environ: The environment variables, for detection.
         interactive: Whether there is no script that could be started again (a notebook, a prompt).
     """
@@ -42,6 +61,8 @@ class Request:
     plugins: tuple[Any, ...] = ()
     loggers: tuple[Any, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    tables: tuple[OptionTable, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     interactive: bool = False
 
@@ -58,6 +79,7 @@ class Choice:
         lost: What else there was, each with the reason why not.
         instance: The ready object, when the caller passed one.
         options: What the class is called with: the spec's options and the user's over them.
+        origins: Who states each of these, for people.
     """
 
     spec: PartSpec
@@ -67,6 +89,7 @@ class Choice:
     lost: tuple[tuple[str, str], ...] = ()
     instance: Any = field(default=None, compare=False, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -169,6 +192,7 @@ class Plan:
                     "distribution": part.distribution,
                     "version": part.version,
                     "options": plain(part.options),
+                    "origins": dict(part.origins),
                     "reason": part.reason,
                     "lost": [{"name": name, "reason": reason} for name, reason in part.lost],
                 }

@@ -12,16 +12,23 @@ from typing import Any, ClassVar, Literal, get_args
 
 from fabric_core.errors import ConfigurationError
 
-CONTRACT_VERSIONS: Mapping[str, int] = {
-    "accelerator": 1,
-    "strategy": 1,
-    "precision": 1,
-    "cluster environment": 1,
-    "launcher": 1,
-    "checkpoint io": 1,
-    "logger": 1,
-}
-"""The version of each kind's contract that this core speaks. A spec states its own as ``api``."""
+__all__ = [
+    "KINDS",
+    "SITUATIONS",
+    "SPEC_TYPES",
+    "AcceleratorSpec",
+    "CheckpointIOSpec",
+    "ClusterEnvironmentSpec",
+    "CommandSpec",
+    "Detection",
+    "Inventory",
+    "LauncherSpec",
+    "LoggerSpec",
+    "PartSpec",
+    "PrecisionSpec",
+    "Situation",
+    "StrategySpec",
+]
 
 Situation = Literal["one", "many", "many_nodes", "notebook"]
 """Where a strategy is chosen for: one device, several devices, several nodes, several devices in a notebook."""
@@ -90,8 +97,11 @@ class PartSpec:
         target: ``"package.module:Class"``; imported only when the part is built.
         aliases: Other names for the same part.
         options: Keyword arguments that this preset passes to the class. The user's options win.
+        options_type: A dataclass, or its ``"package.module:Class"`` in a module without PyTorch: its fields are the
+            options that users may give, named, typed and with the defaults as in the class's constructor
+            (`fabric_core.resolve.declared`). ``None``: any option is handed to the constructor, unread.
         requires: Requirement strings (PEP 508) of packages that the part needs at run time.
-        api: The version of the kind's contract that the part was written for.
+        api: The version of the kind's contract that the part was written for (``fabric_core.contract_versions``).
         description: One line for ``fabric plugins list``.
     """
 
@@ -103,6 +113,7 @@ class PartSpec:
     target: str | type
     aliases: tuple[str, ...] = field(default=(), kw_only=True)
     options: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    options_type: str | type | None = field(default=None, kw_only=True)
     requires: tuple[str, ...] = field(default=(), kw_only=True)
     api: int = field(default=1, kw_only=True)
     description: str = field(default="", kw_only=True)
@@ -116,6 +127,8 @@ class PartSpec:
             _demand(self, name, right, "a tuple of texts, such as ('one', 'two')")
         _demand(self, "aliases", all(map(_is_word, self.aliases)), WORD)
         _demand(self, "options", isinstance(self.options, Mapping), "a dictionary")
+        right = self.options_type is None or isinstance(self.options_type, str | type)
+        _demand(self, "options_type", right, "'package.module:Class' or a dataclass")
         _demand(self, "api", _is_number(self.api), "a whole number")
 
     @property

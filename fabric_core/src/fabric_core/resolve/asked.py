@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from fabric_core.contract_versions import CURRENT, check_spoken
 from fabric_core.contracts.part import Part
 from fabric_core.errors import (
     AmbiguousPluginError,
-    BrokenPluginError,
     ConfigurationError,
-    ContractVersionError,
     MissingRequirementError,
-    OptionsError,
     WrongTypeError,
     listing,
 )
 from fabric_core.plan import Choice
 from fabric_core.registry import Offer, Registry
-from fabric_core.registry.discovery import installed_version
-from fabric_core.specs import CONTRACT_VERSIONS, SPEC_TYPES, AcceleratorSpec, Inventory, LoggerSpec, PartSpec
+from fabric_core.requirements import missing_requirements
+from fabric_core.specs import SPEC_TYPES, AcceleratorSpec, Inventory, LoggerSpec, PartSpec
 from fabric_core.targets import import_target
 
 IN_CODE = "passed in code"
@@ -60,20 +58,21 @@ def kind_of_class(cls: type) -> str | None:
 
 
 def spec_of_class(kind: str, cls: type) -> PartSpec:
-    """The spec that a class carries or inherits, or one that claims nothing.
+    """The spec that a class carries or inherits, or one that claims nothing but the current contract.
 
-    What derives from a part works where that part works: it keeps the promises, and answers to the names as well.
+    What derives from a part works where that part works: it keeps the promises, and answers to the names as well. Its
+    constructor is its own, and so are its options.
     """
     carried = getattr(cls, "spec", None)
     if isinstance(carried, PartSpec) and carried.kind == kind:
         if "spec" in vars(cls):
             return replace(carried, target=cls, options={})
         aliases = (carried.name, *carried.aliases)
-        return replace(carried, name=cls.__name__, aliases=aliases, target=cls, options={})
+        return replace(carried, name=cls.__name__, aliases=aliases, target=cls, options={}, options_type=None)
     spec_type = next(spec for spec in SPEC_TYPES if spec.kind == kind)
     if spec_type is AcceleratorSpec:
-        return AcceleratorSpec(cls.__name__, cls, probe=_unprobed)
-    return spec_type(cls.__name__, cls)
+        return AcceleratorSpec(cls.__name__, cls, probe=_unprobed, api=CURRENT[kind])
+    return spec_type(cls.__name__, cls, api=CURRENT[kind])
 
 
 def _unprobed() -> Inventory:
@@ -91,20 +90,6 @@ def asked_choice(kind: str, asked: Any, registry: Registry) -> Choice:
     if is_name(asked):
         return choice_of_offer(registry.one(kind, asked), f"{kind}={asked!r} was asked for")
     return choice_of_object(kind, asked)
-
-
-def with_options(choice: Choice, options: Mapping[str, Any] | None) -> Choice:
-    """The choice with the user's options laid over those of its spec.
-
-    Raises:
-        OptionsError: Options were given for an object that is made already.
-    """
-    if options and choice.instance is not None:
-        raise OptionsError(
-            f"Options for the {choice.kind} were given ({listing(options)}), together with an instance of "
-            f"{type(choice.instance).__qualname__}, which is made already. Give them to its constructor."
-        )
-    return replace(choice, options={**choice.spec.options, **(options or {})})
 
 
 def overlap(names: Iterable[str], accelerator: AcceleratorSpec) -> bool:
@@ -128,12 +113,8 @@ def check_usable(choice: Choice) -> None:
         ContractVersionError: The core does not speak the part's version of the contract.
         MissingRequirementError: A required package is missing or too old.
     """
-    spec, speaks = choice.spec, CONTRACT_VERSIONS[choice.kind]
-    if spec.api != speaks:
-        raise ContractVersionError(
-            f"The {choice.kind} {choice.identity} is written for version {spec.api} of its contract; this core speaks "
-            f"version {speaks}. Install a version of {choice.distribution} that fits, or another core."
-        )
+    spec = choice.spec
+    check_spoken(spec, choice.identity)
     missing = missing_requirements(spec)
     if missing:
         wanted = " ".join(repr(requirement) for requirement in missing)
@@ -141,28 +122,6 @@ def check_usable(choice: Choice) -> None:
             f"The {choice.kind} {choice.identity} needs {listing(missing)}, which is not installed. "
             f"Install it: pip install {wanted}"
         )
-
-
-def missing_requirements(spec: PartSpec) -> list[str]:
-    """The requirements of a spec that the installed packages do not meet. Looks at metadata; imports nothing."""
-    return [requirement for requirement in spec.requires if not _is_met(requirement)]
-
-
-def _is_met(text: str) -> bool:
-    from packaging.requirements import InvalidRequirement, Requirement
-    from packaging.version import InvalidVersion
-
-    try:
-        requirement = Requirement(text)
-    except InvalidRequirement as error:
-        raise BrokenPluginError(f"the requirement {text!r} of a plugin cannot be read: {error}") from error
-    if requirement.marker is not None and not requirement.marker.evaluate():
-        return True
-    version = installed_version(requirement.name)
-    try:
-        return version is not None and requirement.specifier.contains(version, prereleases=True)
-    except InvalidVersion:
-        return False
 
 
 def sort_plugins(plugins: tuple[Any, ...], registry: Registry) -> dict[str, Any]:
@@ -217,7 +176,7 @@ def logger_choice(asked: Any, registry: Registry) -> Choice:
     if isinstance(asked, str) or kind_of_class(asked if isinstance(asked, type) else type(asked)):
         return asked_choice(LoggerSpec.kind, asked, registry)
     if callable(getattr(asked, "log_metrics", None)):
-        spec = LoggerSpec(type(asked).__name__, type(asked))
+        spec = LoggerSpec(type(asked).__name__, type(asked), api=CURRENT[LoggerSpec.kind])
         return Choice(spec, IN_CODE, "", "the object was passed", instance=asked)
     raise WrongTypeError(
         f"loggers={asked!r} cannot be used: a logger needs a method log_metrics(metrics, step)."

@@ -9,9 +9,10 @@ from typing import Any, cast
 from fabric_core.errors import ConfigurationError, DevicesError, UnsupportedError
 from fabric_core.plan import AUTO, Choice, Plan, Request
 from fabric_core.registry import OWN_DISTRIBUTION, Registry
-from fabric_core.resolve.asked import asked_choice, check_usable, logger_choice, sort_plugins, with_options
+from fabric_core.resolve.asked import asked_choice, check_usable, logger_choice, sort_plugins
 from fabric_core.resolve.devices import choose as choose_devices
 from fabric_core.resolve.hardware import choose_accelerator, choose_environment
+from fabric_core.resolve.options import lay_options, unused_tables
 from fabric_core.resolve.precisions import check_precision, choose_precision
 from fabric_core.resolve.strategies import (
     automatic_strategy,
@@ -67,20 +68,17 @@ def resolve(request: Request, registry: Registry) -> Plan:
     per_process = cast(StrategySpec, strategy.spec).processes == "per_device"
     processes = (len(devices) if per_process else 1) * num_nodes
     _check_started(detected, environment, processes // num_nodes, request)
-    options = dict(request.options)
+    precision = choose_precision(
+        request.precision, plugins.get("precision"), strategy.spec, device_spec, registry
+    )
     plan = Plan(
-        accelerator=with_options(accelerator, options.get("accelerator")),
-        strategy=with_options(strategy, options.get("strategy")),
-        precision=with_options(
-            choose_precision(
-                request.precision, plugins.get("precision"), strategy.spec, device_spec, registry
-            ),
-            options.get("precision"),
-        ),
-        cluster_environment=with_options(environment, options.get("cluster environment")),
-        checkpoint_io=with_options(_checkpoint_io(plugins, registry), options.get("checkpoint io")),
+        accelerator=lay_options(accelerator, request),
+        strategy=lay_options(strategy, request),
+        precision=lay_options(precision, request),
+        cluster_environment=lay_options(environment, request),
+        checkpoint_io=lay_options(_checkpoint_io(plugins, registry), request),
         launcher=_launcher(plugins, strategy, request, registry, processes, detected),
-        loggers=tuple(with_options(logger_choice(logger, registry), None) for logger in request.loggers),
+        loggers=tuple(lay_options(logger_choice(logger, registry), request) for logger in request.loggers),
         devices=devices,
         num_nodes=num_nodes,
         device_reason=why,
@@ -92,7 +90,8 @@ def resolve(request: Request, registry: Registry) -> Plan:
     vetoes, complaints = registry.check_plan(plan)
     if vetoes:
         raise UnsupportedError(f"This plan cannot work: {' '.join(vetoes)}")
-    return replace(plan, warnings=(*plan.warnings, *complaints)) if complaints else plan
+    more = (*complaints, *unused_tables(plan, request.tables, registry))
+    return replace(plan, warnings=(*plan.warnings, *more)) if more else plan
 
 
 def _strategy_spec(choice: Choice | None) -> StrategySpec | None:
@@ -177,4 +176,4 @@ def _launcher(
     choice = choose_launcher(
         plugins.get("launcher"), strategy, request, registry, processes, started=detected is not None
     )
-    return None if choice is None else with_options(choice, request.options.get("launcher"))
+    return None if choice is None else lay_options(choice, request)

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from fabric_core.build import make
 from fabric_core.errors import FabricError
 from fabric_core.registry import Offer, default_registry
-from fabric_core.resolve.asked import check_usable, choice_of_offer, with_options
+from fabric_core.resolve.asked import check_usable, choice_of_offer
+from fabric_core.resolve.options import with_options
 
 OWN_PACKAGE = __name__.rpartition(".")[0]
 
