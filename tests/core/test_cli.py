@@ -184,7 +184,7 @@ def test_the_list_tells_what_is_in_the_way_of_a_part(fabric: Run, acme: dict[str
     found = answer(fabric, "plugins", "list", env=acme)
     states = {(p["name"], p["distribution"]): p["state"] for p in found["parts"] if p["kind"] != "command"}
     assert states["needy", "acme"] == "needs nobody-has-this>=2"
-    assert states["future", "acme"] == "wrong contract version: 2, and this core speaks 1"
+    assert states["future", "acme"] == "wrong contract version: 2, and this core speaks version 1"
     assert states["ddp", "acme"] == "clash: fabric-backends offers it too"
     assert states["ddp", "fabric-backends"] == "clash: acme offers it too"
     assert states["bf16-mixed", "acme"] == "ok", "another scope is no clash"
@@ -338,7 +338,7 @@ def test_the_doctor_says_what_is_broken_and_why(fabric: Run, acme: dict[str, str
     for message, broken in {
         "it implements a hook 'fabric_logers' that does not exist. Did you mean 'fabric_loggers'?": True,
         "strategy 'needy': needs nobody-has-this>=2": False,
-        "strategy 'future': wrong contract version: 2, and this core speaks 1": True,
+        "strategy 'future': wrong contract version: 2, and this core speaks version 1": True,
         "The probe of accelerator 'dead' failed: OSError: the driver does not answer": True,
         "strategy 'ddp': clash: fabric-backends offers it too": False,
     }.items():

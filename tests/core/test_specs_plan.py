@@ -19,9 +19,10 @@ from fabric_core import (
     StrategySpec,
 )
 from fabric_core.build import build, make
+from fabric_core.contract_versions import CURRENT
 from fabric_core.errors import BrokenPluginError, ConfigurationError, OptionsError
 from fabric_core.plan import Choice
-from fabric_core.specs import CONTRACT_VERSIONS, KINDS, SPEC_TYPES
+from fabric_core.specs import KINDS, SPEC_TYPES
 from fabric_core.targets import import_target
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def test_the_more_scopes_the_more_specific() -> None:
 
 
 def test_every_kind_has_a_contract_version_and_a_spec() -> None:
-    assert set(CONTRACT_VERSIONS) == set(KINDS)
+    assert set(CURRENT) == set(KINDS)
     assert len({spec.kind for spec in SPEC_TYPES}) == len(SPEC_TYPES)
 
 

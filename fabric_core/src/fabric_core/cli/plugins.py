@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from fabric_core.cli.show import show_json, show_table, show_text
+from fabric_core.contract_versions import is_spoken, spoken
 from fabric_core.errors import ConfigurationError, did_you_mean, listing
 from fabric_core.plan import plain
 from fabric_core.registry import Offer, Registry, default_registry
-from fabric_core.resolve.asked import missing_requirements
-from fabric_core.specs import CONTRACT_VERSIONS, KINDS
+from fabric_core.requirements import missing_requirements
+from fabric_core.specs import KINDS
 
 COMMAND = "command"
 
@@ -64,10 +65,10 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
 
 def state_of(offer: Offer, registry: Registry) -> str:
     """Whether a part can be used: ``ok``, or what is in the way."""
-    spec, speaks = offer.spec, CONTRACT_VERSIONS[offer.spec.kind]
+    spec = offer.spec
     missing = missing_requirements(spec)
-    if spec.api != speaks:
-        return f"wrong contract version: {spec.api}, and this core speaks {speaks}"
+    if not is_spoken(spec):
+        return f"wrong contract version: {spec.api}, and this core speaks {spoken(spec.kind)}"
     if missing:
         return f"needs {listing(missing)}"
     rivals = {other.distribution for other in registry.offers(spec.kind) if _clash(offer, other)}

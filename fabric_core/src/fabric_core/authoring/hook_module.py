@@ -1,0 +1,143 @@
+"""Reading one hooks module: what importing it costs, what it registers, and which line made each spec."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from fabric_core.authoring.places import Place, Places
+from fabric_core.hookspecs import PART_HOOKS
+from fabric_core.plan import plain
+from fabric_core.registry import loading
+from fabric_core.specs import CommandSpec, PartSpec
+
+PLUGIN = "plugin"
+
+
+@dataclass
+class Reading:
+    """What reading one hooks module found.
+
+    Attributes:
+        place: Where the hooks module is.
+        seconds: The CPU time that importing it took.
+        heavy: The heavy packages that came in with it, and the author's line that began it.
+        specs: The specs, each with its hook and the line that made it.
+        faults: What was raised: the check, the sentence and the line.
+        same: Whether the hooks say the same when they are called again.
+    """
+
+    place: Place
+    seconds: float = 0.0
+    heavy: dict[str, Place] = field(default_factory=dict)
+    specs: list[tuple[str, PartSpec | CommandSpec, Place]] = field(default_factory=list)
+    faults: list[tuple[str, str, Place]] = field(default_factory=list)
+    same: bool = True
+
+    def fault(self, check: str, error: BaseException, places: Places) -> None:
+        """Keep something that was raised."""
+        where = places.of_error(error) or self.place
+        self.faults.append((check, f"{type(error).__name__}: {error}", where))
+
+
+def read(module: str, file: str, places: Places) -> Reading:
+    """Import a hooks module, and ask its hooks. To be called in a process that has imported nothing else.
+
+    Args:
+        module: Its dotted name.
+        file: Its file.
+        places: Knows the author's files.
+    """
+    reading = Reading((file, 0))
+    made: dict[int, Place] = {}
+    with _lines_of_specs(made, places):
+        imported = _import(module, reading, places)
+        if imported is not None:
+            _ask(imported, reading, made, places)
+    return reading
+
+
+def _import(module: str, reading: Reading, places: Places) -> ModuleType | None:
+    watch = _Watch(reading.heavy, places, reading.place)
+    sys.meta_path.insert(0, watch)
+    started = time.process_time()
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        reading.fault("import", error, places)
+        return None
+    finally:
+        reading.seconds = time.process_time() - started
+        sys.meta_path.remove(watch)
+
+
+class _Watch:
+    """Sees every import before it happens, and notes those of heavy packages."""
+
+    def __init__(self, heavy: dict[str, Place], places: Places, default: Place) -> None:
+        self._heavy, self._places, self._default = heavy, places, default
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Find nothing; the finders behind it do."""
+        if name in loading.HEAVY:
+            self._heavy.setdefault(name, self._places.outermost() or self._default)
+
+
+@contextmanager
+def _lines_of_specs(made: dict[int, Place], places: Places) -> Iterator[None]:
+    """Within it, every spec that is made leaves the line that makes it, under its ``id``."""
+    undo = [_noting(spec_type, made, places) for spec_type in (PartSpec, CommandSpec)]
+    try:
+        yield
+    finally:
+        for restore in undo:
+            restore()
+
+
+def _noting(
+    spec_type: type[PartSpec] | type[CommandSpec], made: dict[int, Place], places: Places
+) -> Callable[[], None]:
+    check: Any = spec_type.__post_init__
+
+    def noting(spec: Any) -> None:
+        place = places.innermost()
+        if place is not None:
+            made[id(spec)] = place
+        check(spec)
+
+    setattr(spec_type, "__post_init__", noting)  # noqa: B010  a method is not assigned to by accident here
+    return partial(setattr, spec_type, "__post_init__", check)
+
+
+def _ask(module: ModuleType, reading: Reading, made: dict[int, Place], places: Places) -> None:
+    manager = loading.new_manager()
+    try:
+        manager.register(module, name=PLUGIN)
+    except pluggy.PluginValidationError as error:
+        reading.faults.append(("hooks", str(error).replace("\n", " "), reading.place))
+        return
+    for hook in PART_HOOKS:
+        try:
+            specs = list(loading.specs_of(manager, PLUGIN, hook))
+            again = list(loading.specs_of(manager, PLUGIN, hook))
+        except (Exception, SystemExit) as error:
+            reading.fault("specs", error, places)
+            continue
+        reading.same = reading.same and list(map(spec_data, specs)) == list(map(spec_data, again))
+        reading.specs += [(hook, spec, made.get(id(spec), reading.place)) for spec in specs]
+
+
+def spec_data(spec: PartSpec | CommandSpec) -> dict[str, Any]:
+    """A spec as plain data."""
+    target = spec.target_name if isinstance(spec, PartSpec) else spec.target
+    more = {entry.name: plain(getattr(spec, entry.name)) for entry in fields(spec)}
+    return {"kind": spec.kind, **more, "target": target}
