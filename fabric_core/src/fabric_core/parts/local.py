@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
+from fabric_core.errors import ConfigurationError
 from fabric_core.hooks import LOCAL
 from fabric_core.specs import Detection
 
@@ -18,7 +19,9 @@ def detect(environ: Mapping[str, str]) -> Detection | None:
     """Recognise the processes that we have started ourselves."""
     if LAUNCHED not in environ:
         return None
-    per_node, world = int(environ["LOCAL_WORLD_SIZE"]), int(environ["WORLD_SIZE"])
+    per_node, world = whole(environ, "LOCAL_WORLD_SIZE"), whole(environ, "WORLD_SIZE")
+    if not per_node or not world:
+        return Detection(note=f"{LAUNCHED} is set")
     return Detection(per_node, world // per_node, f"{LAUNCHED} is set")
 
 
@@ -43,7 +46,7 @@ class LocalEnvironment(ClusterEnvironment):
     @property
     def main_port(self) -> int:
         """The port that the launcher holds open; 0 where no launcher was."""
-        return int(os.environ.get("MASTER_PORT", "0"))
+        return self._number("MASTER_PORT", 0)
 
     @property
     def listen_fd(self) -> int | None:
@@ -76,7 +79,22 @@ class LocalEnvironment(ClusterEnvironment):
 
     def _number(self, variable: str, otherwise: int) -> int:
         """Variables of a foreign launcher that happen to be set are not ours to read."""
-        return int(os.environ[variable]) if self.creates_processes_externally else otherwise
+        if not self.creates_processes_externally:
+            return otherwise
+        number = whole(os.environ, variable)
+        if number is None:
+            raise ConfigurationError(
+                f"{LAUNCHED} says that a launcher has started this process, but its environment variable {variable} "
+                f"is {os.environ.get(variable, 'missing')!r}. Launchers set it to a whole number; see what changed it, "
+                f"or remove {LAUNCHED} to train in this process alone."
+            )
+        return number
+
+
+def whole(environ: Mapping[str, str], variable: str) -> int | None:
+    """The whole number in a variable; ``None`` when it is missing or holds anything else."""
+    text = environ.get(variable, "")
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def is_loopback(address: str) -> bool:
