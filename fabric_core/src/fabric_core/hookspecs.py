@@ -25,11 +25,15 @@ if TYPE_CHECKING:
         StrategySpec,
     )
 
+__all__ = ["hookimpl"]
+
 PROJECT = "fabric_core"
 ENTRY_POINT_GROUP = "fabric_core.plugins"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Decorator of the functions of a hooks module by which a plugin says what it offers."""
+"""Decorator of the functions of a hooks module by which a plugin says what it offers."""
 
 
 @hookspec

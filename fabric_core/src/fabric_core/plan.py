@@ -12,6 +12,8 @@ from fabric_core.specs import PartSpec, StrategySpec
 __all__ = ["AUTO", "Choice", "OptionTable", "Plan", "Request"]
 
 AUTO = "auto"
+"""What a flag is when the core is to choose."""
+"""What a flag is when the core is to choose."""
 
 
 @dataclass(frozen=True)

@@ -39,19 +39,19 @@ class ClusterEnvironment(Part):
 
     @abstractmethod
     def world_size(self) -> int:
-        """How many processes the job has in all."""
+        """How many processes the job has in all. Called on every rank, any number of times."""
 
     @abstractmethod
     def global_rank(self) -> int:
-        """The number of this process among all."""
+        """The number of this process among all. Called on every rank, any number of times."""
 
     @abstractmethod
     def local_rank(self) -> int:
-        """The number of this process among those of its node."""
+        """The number of this process among those of its node. Called on every rank, any number of times."""
 
     @abstractmethod
     def node_rank(self) -> int:
-        """The number of this node."""
+        """The number of this node. Called on every rank, any number of times."""
 
     @property
     def listen_fd(self) -> int | None:

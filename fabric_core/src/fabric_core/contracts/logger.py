@@ -24,7 +24,7 @@ class Logger(Part):
 
     @abstractmethod
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record metrics.
+        """Record metrics. Called by ``Fabric.log`` and ``Fabric.log_dict``.
 
         Args:
             metrics: Plain Python numbers by name.
@@ -32,7 +32,7 @@ class Logger(Part):
         """
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
-        """Record the settings of the run."""
+        """Record the settings of the run. Called by users, through ``Fabric.logger``."""
 
     def save(self) -> None:
         """Write what is held back. Called by ``Fabric.close``."""

@@ -43,19 +43,26 @@ class Precision(Part):
         """Learn of an optimizer. Called on every rank by ``setup``, with what `optimizer_step` will be given."""
 
     def init_context(self) -> AbstractContextManager[Any]:
-        """A context in which new parameters and tensors get the dtype of the weights."""
+        """A context in which new parameters and tensors get the dtype of the weights.
+
+        Called on every rank, by ``Fabric.init_module`` and ``Fabric.init_tensor``.
+        """
         return nullcontext()
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """A fresh context for one forward pass, also what ``Fabric.autocast`` returns."""
+        """A fresh context. Called on every rank, for each forward pass and by ``Fabric.autocast``."""
         return nullcontext()
 
     def convert_input(self, data: Any) -> Any:
-        """Convert the arguments of a forward pass: a collection with tensors in it. Non-floating tensors stay."""
+        """Convert the arguments of a forward pass. Called on every rank, before each of them.
+
+        Args:
+            data: A collection with tensors in it. Those that are not floating-point stay.
+        """
         return data
 
     def convert_output(self, data: Any) -> Any:
-        """Convert what a forward pass returned, so that losses are computed in the default dtype."""
+        """Convert a result, so that losses have the default dtype. Called on every rank, after each forward pass."""
         return data
 
     def wrap_forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +87,11 @@ class Precision(Part):
         return loss
 
     def unscale_gradients(self, optimizer: Optimizer) -> None:
-        """Bring the gradients of one optimizer to their true size before they are looked at (clipping)."""
+        """Bring the gradients of one optimizer to their true size. Called on every rank, before they are clipped.
+
+        Args:
+            optimizer: The user's own, as in `optimizer_step`.
+        """
 
     def optimizer_step(
         self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None
@@ -98,8 +109,8 @@ class Precision(Part):
         return step() if closure is None else step(closure)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart (a loss scale). Saved in every checkpoint; empty when there is nothing."""
+        """What has to survive a restart (a loss scale); empty when nothing has. Called on every rank by ``save``."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave. Called on every rank by ``load``."""

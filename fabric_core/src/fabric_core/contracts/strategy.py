@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ReduceOp", "Strategy", "Surroundings"]
 
 ReduceOp = Literal["mean", "sum", "min", "max", "product"]
+"""How `Strategy.all_reduce` combines the values of the ranks."""
+"""How `Strategy.all_reduce` combines the values of the ranks."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Strategy(Part):
     because it was changed in place, and its parameters are whole only then."""
 
     surroundings: Surroundings
+    """The other parts, the devices and the size of the job. Set by `attach`."""
 
     # -- who am I -------------------------------------------------------------------------------------------------
 
@@ -204,6 +207,8 @@ class Strategy(Part):
     def hold_gradient_sync(self, module: nn.Module) -> AbstractContextManager[Any] | None:
         """A context in which forward and backward passes do not synchronise gradients between ranks.
 
+        Called on every rank, by ``Fabric.no_backward_sync`` and by `accumulation_context`.
+
         Args:
             module: What `setup_module` returned.
 
@@ -275,7 +280,13 @@ class Strategy(Part):
     def clip_gradients_value(
         self, module: nn.Module, parameters: list[nn.Parameter], clip_value: float
     ) -> None:
-        """Clamp every element of the gradients to ``[-clip_value, clip_value]``, in place."""
+        """Clamp every element of the gradients, in place. Called on every rank, after unscaling.
+
+        Args:
+            module: What `setup_module` returned.
+            parameters: The parameters of the optimizer that is about to step.
+            clip_value: Elements are clamped to ``[-clip_value, clip_value]``.
+        """
         import torch
 
         torch.nn.utils.clip_grad_value_(parameters, clip_value)

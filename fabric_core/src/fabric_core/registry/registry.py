@@ -30,6 +30,8 @@ from fabric_core.registry.hints import install_hint
 from fabric_core.specs import AcceleratorSpec, CommandSpec, PartSpec
 
 OWN_DISTRIBUTION = "fabric-core"
+"""Who offers the reference parts."""
+"""Who offers the reference parts."""
 
 
 @dataclass(frozen=True)

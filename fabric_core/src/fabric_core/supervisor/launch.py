@@ -17,8 +17,8 @@ from fabric_core.supervisor.outcome import report
 from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD, MODULE_FLAG, SUPERVISOR_PID, rank_variables
 from fabric_core.supervisor.watch import grace_seconds, supervise
 
-# Several nodes cannot ask each other for a free port before they have met.
 DEFAULT_MAIN_PORT = 29500
+"""Where global rank 0 listens in a job of several nodes, which cannot ask each other before they have met."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 LAUNCHED = "FABRIC_LAUNCHED"
 ERROR_DIR = "FABRIC_ERROR_DIR"
+"""Holds the folder in which a rank leaves word of why it failed."""
 LISTEN_FD = "FABRIC_LISTEN_FD"
+"""Holds the number of the socket that is open already at the meeting point; for global rank 0 alone."""
 SUPERVISOR_PID = "FABRIC_SUPERVISOR_PID"
 
 MODULE_FLAG = "--module"
