@@ -33,7 +33,6 @@ ENTRY_POINT_GROUP = "fabric_core.plugins"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 """Decorator of the functions of a hooks module by which a plugin says what it offers."""
-"""Decorator of the functions of a hooks module by which a plugin says what it offers."""
 
 
 @hookspec

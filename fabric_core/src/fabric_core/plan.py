@@ -13,7 +13,6 @@ __all__ = ["AUTO", "Choice", "OptionTable", "Plan", "Request"]
 
 AUTO = "auto"
 """What a flag is when the core is to choose."""
-"""What a flag is when the core is to choose."""
 
 
 @dataclass(frozen=True)

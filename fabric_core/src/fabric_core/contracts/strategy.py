@@ -32,7 +32,6 @@ __all__ = ["ReduceOp", "Strategy", "Surroundings"]
 
 ReduceOp = Literal["mean", "sum", "min", "max", "product"]
 """How `Strategy.all_reduce` combines the values of the ranks."""
-"""How `Strategy.all_reduce` combines the values of the ranks."""
 
 
 @dataclass(frozen=True)

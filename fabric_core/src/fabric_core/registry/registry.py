@@ -31,7 +31,6 @@ from fabric_core.specs import AcceleratorSpec, CommandSpec, PartSpec
 
 OWN_DISTRIBUTION = "fabric-core"
 """Who offers the reference parts."""
-"""Who offers the reference parts."""
 
 
 @dataclass(frozen=True)
