@@ -69,10 +69,11 @@ def _told(answer: dict[str, Any]) -> list[Finding]:
 
 
 def _light(subject: Subject, entry: Entry, answer: dict[str, Any]) -> Iterator[Finding]:
-    for package, (file, line) in answer["heavy"].items():
-        message = f"Importing the hooks module {entry.module} brings in {package}, through this line."
-        advice = "Import it in the module of the part, which the spec names as text."
-        yield Finding(Path(file), line, "light", f"{message} {advice}")
+    for package, (what, (file, line)) in answer["heavy"].items():
+        message = (
+            f"Importing {what} brings in {package}, through this line. Import it where the part itself is."
+        )
+        yield Finding(Path(file), line, "light", message)
     if answer["heavy"] or answer["faults"]:
         return
     seconds, tries = answer["seconds"], TRIES

@@ -6,7 +6,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
 from types import ModuleType
@@ -15,10 +15,12 @@ from typing import Any
 import pluggy
 
 from fabric_core.authoring.places import Place, Places
+from fabric_core.errors import FabricError
 from fabric_core.hookspecs import PART_HOOKS
 from fabric_core.plan import plain
 from fabric_core.registry import loading
 from fabric_core.specs import CommandSpec, PartSpec
+from fabric_core.targets import import_target
 
 PLUGIN = "plugin"
 
@@ -30,7 +32,7 @@ class Reading:
     Attributes:
         place: Where the hooks module is.
         seconds: The CPU time that importing it took.
-        heavy: The heavy packages that came in with it, and the author's line that began it.
+        heavy: The heavy packages that came in, each with what was imported then, and the author's line that began it.
         specs: The specs, each with its hook and the line that made it.
         faults: What was raised: the check, the sentence and the line.
         same: Whether the hooks say the same when they are called again.
@@ -38,7 +40,7 @@ class Reading:
 
     place: Place
     seconds: float = 0.0
-    heavy: dict[str, Place] = field(default_factory=dict)
+    heavy: dict[str, tuple[str, Place]] = field(default_factory=dict)
     specs: list[tuple[str, PartSpec | CommandSpec, Place]] = field(default_factory=list)
     faults: list[tuple[str, str, Place]] = field(default_factory=list)
     same: bool = True
@@ -63,33 +65,58 @@ def read(module: str, file: str, places: Places) -> Reading:
         imported = _import(module, reading, places)
         if imported is not None:
             _ask(imported, reading, made, places)
+    for _, spec, place in reading.specs:
+        _import_light(spec, place, reading, places)
     return reading
 
 
 def _import(module: str, reading: Reading, places: Places) -> ModuleType | None:
-    watch = _Watch(reading.heavy, places, reading.place)
+    with _watched(reading, f"the hooks module {module}", reading.place, places):
+        started = time.process_time()
+        try:
+            return importlib.import_module(module)
+        except (Exception, SystemExit) as error:
+            reading.fault("import", error, places)
+            return None
+        finally:
+            reading.seconds = time.process_time() - started
+
+
+LIGHT = ("options_type", "detect")
+"""What else of a spec is imported where nothing is trained."""
+
+
+def _import_light(spec: PartSpec | CommandSpec, place: Place, reading: Reading, places: Places) -> None:
+    """Import what is needed of a part before it was chosen. Whether that works is not the question here."""
+    for what in LIGHT:
+        path = getattr(spec, what, None)
+        with _watched(reading, f"the {what} of the {spec.kind} {spec.name!r}", place, places):
+            if isinstance(path, str):
+                with suppress(FabricError, SystemExit):
+                    import_target(path, what)
+
+
+@contextmanager
+def _watched(reading: Reading, what: str, place: Place, places: Places) -> Iterator[None]:
+    """Within it, the first import of each heavy package is noted."""
+    watch = _Watch(lambda name: reading.heavy.setdefault(name, (what, places.outermost() or place)))
     sys.meta_path.insert(0, watch)
-    started = time.process_time()
     try:
-        return importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        reading.fault("import", error, places)
-        return None
+        yield
     finally:
-        reading.seconds = time.process_time() - started
         sys.meta_path.remove(watch)
 
 
 class _Watch:
-    """Sees every import before it happens, and notes those of heavy packages."""
+    """Sees every import before it happens."""
 
-    def __init__(self, heavy: dict[str, Place], places: Places, default: Place) -> None:
-        self._heavy, self._places, self._default = heavy, places, default
+    def __init__(self, note: Callable[[str], object]) -> None:
+        self._note = note
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         """Find nothing; the finders behind it do."""
         if name in loading.HEAVY:
-            self._heavy.setdefault(name, self._places.outermost() or self._default)
+            self._note(name)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from fabric_core.errors import FabricError, did_you_mean, listing
 from fabric_core.registry.discovery import canonical, installed_version
 from fabric_core.requirements import missing_requirements
 from fabric_core.resolve.asked import kind_of_class
+from fabric_core.resolve.declared import REQUIRED, declared_options
 from fabric_core.specs import CommandSpec, LoggerSpec, PartSpec
 from fabric_core.targets import import_target
 
@@ -139,6 +140,7 @@ def _class(spec: PartSpec, cls: Any, place: Place, bench: Bench) -> Iterator[Tol
         sentence = f"{cls.__qualname__} lacks methods of the contract of a {spec.kind}: {listing(left)}."
         yield "contract", sentence, where, "error"
     yield from _options(spec, keeps, place)
+    yield from _declared(spec, keeps, place)
 
 
 def _is_kind(spec: PartSpec, cls: Any) -> bool:
@@ -149,17 +151,47 @@ def _is_kind(spec: PartSpec, cls: Any) -> bool:
 
 
 def _options(spec: PartSpec, cls: type, place: Place) -> Iterator[Told]:
+    known = _keywords(cls)
+    for name in spec.options:
+        if known is not None and name not in known:
+            near = did_you_mean(name, known)
+            sentence = (
+                f"{_name(spec)} passes the option {name!r}, which {cls.__qualname__} does not take.{near}"
+            )
+            yield "options", f"{sentence} It takes: {listing(known)}.", place, "error"
+
+
+def _declared(spec: PartSpec, cls: type, place: Place) -> Iterator[Told]:
+    """The options that the spec declares, against those that the class takes."""
+    try:
+        declared = declared_options(spec)
+    except FabricError as error:
+        yield "options", str(error), place, "error"
+        return
+    known = _keywords(cls)
+    if known is None:
+        return
+    for name, option in (declared or {}).items():
+        sentence = f"{_name(spec)} declares the option {name!r}, which {cls.__qualname__}"
+        if name not in known:
+            yield "options", f"{sentence} does not take.{did_you_mean(name, known)}", place, "error"
+        elif not _same_default(option.default, known[name]):
+            told = f"{sentence} has with another default: {known[name]!r} there, {option.default!r} here."
+            yield "options", told, place, "error"
+
+
+def _same_default(declared: Any, default: Any) -> bool:
+    if declared is REQUIRED or default is inspect.Parameter.empty:
+        return declared is REQUIRED and default is inspect.Parameter.empty
+    return bool(declared == default)
+
+
+def _keywords(cls: type) -> dict[str, Any] | None:
+    """The arguments of a class and their defaults; ``None`` when it may take any."""
     try:
         parameters = inspect.signature(cls).parameters.values()
     except ValueError:  # a class written in C says nothing of its arguments
-        return
+        return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
-    for name in spec.options:
-        if name not in known:
-            near = did_you_mean(name, known)
-            sentence = (
-                f"{_name(spec)} passes the option {name!r}, which {cls.__qualname__} does not take.{near} "
-            )
-            yield "options", f"{sentence}It takes: {listing(known)}.", place, "error"
+        return None
+    return {p.name: p.default for p in parameters if p.kind is not p.VAR_POSITIONAL}
