@@ -15,6 +15,7 @@ from fabric_core.registry import default_registry
 from fabric_core.request import as_tuple, make_request, replace_deprecated
 from fabric_core.resolve import resolve
 from fabric_core.setting_up import SetUp
+from fabric_core.settings import find_tables
 from fabric_core.verbs.setting_up import SettingUp
 from fabric_core.verbs.state import State
 from fabric_core.verbs.step import Step
@@ -48,8 +49,9 @@ class Fabric(SettingUp, Step, Talking, State):
         plugins: Further parts, one or a list: a precision, a cluster environment, a launcher, a checkpoint io.
         callbacks: Objects whose methods `call` calls, one or a list.
         loggers: Sinks for `log`: names, loggers, or any object with ``log_metrics``; one or a list.
-        strategy_options: Options of the strategy, by name.
-        precision_options: Options of the precision, by name.
+        strategy_options: Options of the strategy, by name. They lie over those of ``fabric.toml``, and have to agree
+            with those of the command line.
+        precision_options: Options of the precision, by name; likewise.
         gpus: Deprecated: ``accelerator="gpu", devices=…``.
         tpu_cores: Deprecated: the same for cores of that other kind.
 
@@ -94,6 +96,7 @@ class Fabric(SettingUp, Step, Talking, State):
             plugins=plugins,
             loggers=loggers,
             options={"strategy": strategy_options or {}, "precision": precision_options or {}},
+            tables=find_tables(),
             environ=os.environ,
             registry=registry,
         )

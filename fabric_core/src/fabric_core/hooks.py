@@ -9,6 +9,7 @@ from fabric_core.specs import (
     AcceleratorSpec,
     CheckpointIOSpec,
     ClusterEnvironmentSpec,
+    NoOptions,
     PrecisionSpec,
     StrategySpec,
 )
@@ -18,6 +19,7 @@ CPU = AcceleratorSpec(
     "fabric_core.parts.cpu:CPUAccelerator",
     probe="fabric_core.parts.cpu:probe",
     priority=-100,
+    options_type=NoOptions,
     description="the CPU; a device is a process",
 )
 SINGLE_DEVICE = StrategySpec(
@@ -26,12 +28,14 @@ SINGLE_DEVICE = StrategySpec(
     supports=("*",),
     volunteers_for=("one",),
     max_devices=1,
+    options_type=NoOptions,
     description="one process on one device",
 )
 FULL_PRECISION = PrecisionSpec(
     "32-true",
     "fabric_core.parts.full_precision:FullPrecision",
     aliases=("32",),
+    options_type=NoOptions,
     description="float32 everywhere",
 )
 LOCAL = ClusterEnvironmentSpec(
@@ -39,11 +43,13 @@ LOCAL = ClusterEnvironmentSpec(
     "fabric_core.parts.local:LocalEnvironment",
     detect="fabric_core.parts.local:detect",
     priority=100,
+    options_type=NoOptions,
     description="processes started by fabric run or a launcher, or this one alone",
 )
 TORCH_FILE = CheckpointIOSpec(
     "torch_file",
     "fabric_core.parts.torch_file:TorchFile",
+    options_type=NoOptions,
     description="one file that torch.load reads too",
 )
 

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from fabric_core.errors import ConfigurationError
-from fabric_core.plan import AUTO, Request
+from fabric_core.plan import AUTO, OptionTable, Request
 from fabric_core.registry import Registry
 from fabric_core.registry.hints import accelerator_of_argument
 from fabric_core.resolve.asked import is_name
 from fabric_core.resolve.devices import is_cpu_request, normalise
 
 RUN_VARIABLE = "FABRIC_RUN"
-"""Set by ``fabric run``: the flags that were given there, as JSON."""
+"""Set by ``fabric run``: the flags that were given there, as JSON; under `OPTIONS` the options of parts, by kind."""
+
+OPTIONS = "options"
 
 DEFAULTS: Mapping[str, Any] = {
     "accelerator": AUTO,
@@ -33,6 +35,7 @@ def make_request(
     plugins: Any,
     loggers: Any,
     options: Mapping[str, Mapping[str, Any]],
+    tables: tuple[OptionTable, ...] = (),
     environ: Mapping[str, str],
     registry: Registry,
 ) -> Request:
@@ -41,7 +44,8 @@ def make_request(
     Args:
         code: The five flags as the code gives them.
         plugins, loggers: One or several parts, or ``None``.
-        options: Options of parts, by kind.
+        options: Options of parts in the code, by kind.
+        tables: Options of parts in a file.
         environ: The environment variables.
         registry: Tells whether two names mean the same part.
 
@@ -55,6 +59,8 @@ def make_request(
         plugins=as_tuple(plugins),
         loggers=as_tuple(loggers),
         options=options,
+        texts=given.get(OPTIONS, {}),
+        tables=tables,
         environ=environ,
         interactive=is_interactive(),
     )
@@ -66,11 +72,18 @@ def _given(environ: Mapping[str, str]) -> dict[str, Any]:
         given = json.loads(text)
     except ValueError:
         given = None
-    if not isinstance(given, dict):
+    if not (isinstance(given, dict) and _are_options(given.get(OPTIONS, {}))):
         raise ConfigurationError(
             f"The environment variable {RUN_VARIABLE} holds {text!r}, which 'fabric run' has not written. Remove it."
         )
     return given
+
+
+def _are_options(given: Any) -> bool:
+    return isinstance(given, dict) and all(
+        isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())
+        for texts in given.values()
+    )
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

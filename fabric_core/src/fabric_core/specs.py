@@ -24,6 +24,7 @@ __all__ = [
     "Inventory",
     "LauncherSpec",
     "LoggerSpec",
+    "NoOptions",
     "PartSpec",
     "PrecisionSpec",
     "Situation",
@@ -34,6 +35,7 @@ Situation = Literal["one", "many", "many_nodes", "notebook"]
 """Where a strategy is chosen for: one device, several devices, several nodes, several devices in a notebook."""
 
 SITUATIONS: tuple[str, ...] = get_args(Situation)
+"""Every `Situation`."""
 
 WORD = "a word without spaces, '@', ':' or ',', and not 'auto'"
 """What a name has to be, because the other forms in which a part is asked for use those characters."""
@@ -83,6 +85,11 @@ class Detection:
     num_nodes: int | None = None
     note: str = ""
     own_devices: bool = False
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The ``options_type`` of a part that takes no options."""
 
 
 @dataclass(frozen=True)
@@ -345,3 +352,4 @@ SPEC_TYPES: tuple[type[PartSpec], ...] = (
 """One spec type per kind of part, in the order in which a plan names them."""
 
 KINDS: tuple[str, ...] = tuple(spec.kind for spec in SPEC_TYPES)
+"""The kinds of parts, in the same order."""

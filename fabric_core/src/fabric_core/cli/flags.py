@@ -18,6 +18,10 @@ FLAGS: Mapping[str, tuple[str, str]] = {
 """Metavariable and line of help, by the argument's name."""
 
 
+PART_KINDS = ("accelerator", "strategy", "precision", "cluster environment", "launcher", "checkpoint io")
+"""The kinds of which a job has one part at most, so that ``--KIND.OPTION`` says whose option it is."""
+
+
 def option_name(argument: str) -> str:
     """``num_nodes`` as it is written on the command line: ``--num-nodes``."""
     return f"--{argument.replace('_', '-')}"
@@ -29,6 +33,19 @@ def options(flags: Mapping[str, tuple[str, str]] = FLAGS) -> list[click.Paramete
         click.Option([option_name(name), name], metavar=metavar, help=line)
         for name, (metavar, line) in flags.items()
     ]
+
+
+def part_option(spelling: str) -> tuple[str, str] | None:
+    """Kind and name of an option of a part; ``None`` when the word is something else.
+
+    Example:
+        >>> part_option("--checkpoint-io.some-option")
+        ('checkpoint io', 'some_option')
+    """
+    kind, dot, option = spelling.removeprefix("--").partition(".")
+    kind = kind.replace("-", " ").replace("_", " ")
+    is_ours = spelling.startswith("--") and dot and kind in PART_KINDS
+    return (kind, option.replace("-", "_")) if is_ours else None
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,13 @@ import click
 
 from fabric_core.cli import words
 from fabric_core.cli.flags import FLAGS, given, import_from, option_name, options
+from fabric_core.cli.named import check_named, decided
+from fabric_core.cli.parts_help import PartsCommand
 from fabric_core.cli.words import Call
 from fabric_core.errors import ConfigurationError, listing
 from fabric_core.plan import Plan, Request
 from fabric_core.registry import Registry, default_registry
+from fabric_core.settings import find_tables, flag
 
 MEETING: Mapping[str, tuple[str, str]] = {
     "node_rank": ("NUMBER", "The number of this node, from 0."),
@@ -31,7 +34,7 @@ MEETING: Mapping[str, tuple[str, str]] = {
 """The flags that say how the ranks find each other."""
 
 
-class RunCommand(click.Command):
+class RunCommand(PartsCommand):
     """A command whose options stand before or after the script, among the script's own."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -51,6 +54,9 @@ def run(call: Call) -> None:
     Our options may stand before or after the script; all others go to the script, and so does everything after "--".
     They need not be repeated in the script: its Fabric hears of them. What the script states itself must agree.
 
+    --KIND.OPTION=VALUE sets an option of the strategy, precision, accelerator, cluster-environment, launcher or
+    checkpoint-io. With --strategy=NAME, this help lists the options of that strategy, and so for the others.
+
     With --devices or --num-nodes the processes of this node are started and watched here: when one fails, the others
     are ended, and its traceback and exit code are what remains. Under torchrun, srun and the like, the processes are
     there already, and the script runs in place.
@@ -64,12 +70,24 @@ def run(call: Call) -> None:
     flags = given(call.flags)
     registry = default_registry()
     started_by = _started_by(registry)
-    if started_by or not {"devices", "num_nodes"} & set(flags):
+    starts_here = not started_by and bool({"devices", "num_nodes"} & set(flags))
+    if not starts_here:
         _refuse_meeting(call, started_by)
-        _check_names(flags, registry)
-        _become(call, flags)
+    _refuse_launcher(call, started_by or ("fabric run" if starts_here else ""))
+    check_named(flags, call.options, registry)
+    message = _message(flags, call)
+    if not starts_here:
+        _become(call, message)
     import_from(os.getcwd() if call.is_module else os.path.dirname(os.path.realpath(call.target)), flags)
-    sys.exit(_start(call, flags, _plan(flags, registry)))
+    sys.exit(_start(call, message, _plan(flags, call, registry)))
+
+
+def _message(flags: Mapping[str, Any], call: Call) -> dict[str, str]:
+    """What the script's processes are told, as environment variables; nothing where nothing was said."""
+    from fabric_core.request import OPTIONS, RUN_VARIABLE
+
+    said = {**flags, OPTIONS: call.options} if call.options else flags
+    return {RUN_VARIABLE: json.dumps(said)} if said else {}
 
 
 def _started_by(registry: Registry) -> str:
@@ -82,18 +100,19 @@ def _started_by(registry: Registry) -> str:
     return environment.name if detected is not None else ""
 
 
-def _plan(flags: Mapping[str, Any], registry: Registry) -> Plan:
+def _plan(flags: Mapping[str, Any], call: Call, registry: Registry) -> Plan:
     from fabric_core.resolve import resolve
 
-    return resolve(Request(**flags, environ=os.environ), registry)
+    request = Request(**flags, texts=decided(flags, call.options), tables=find_tables(), environ=os.environ)
+    return resolve(request, registry)
 
 
-def _check_names(flags: Mapping[str, Any], registry: Registry) -> None:
-    """Know the names before anything starts. What goes with what depends on what the script says too."""
-    for kind in ("accelerator", "strategy", "precision"):
-        name = flags.get(kind, "auto")
-        if ":" not in name and name.strip().lower() != "auto":
-            registry.named(kind, name)
+def _refuse_launcher(call: Call, started_by: str) -> None:
+    useless = [flag("launcher", name) for name in call.options.get("launcher", {})]
+    if useless and started_by:
+        raise ConfigurationError(
+            f"{listing(useless)} cannot be given here: {started_by!r} starts the processes, and no launcher does."
+        )
 
 
 def _refuse_meeting(call: Call, started_by: str) -> None:
@@ -109,16 +128,15 @@ def _refuse_meeting(call: Call, started_by: str) -> None:
         )
 
 
-def _become(call: Call, flags: Mapping[str, Any]) -> NoReturn:
+def _become(call: Call, message: dict[str, str]) -> NoReturn:
     """Turn this process into the script, so that signals, exit code and terminal are the script's own."""
     from fabric_core.request import RUN_VARIABLE
 
     interpreter: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     target = ["-m", call.target] if call.is_module else [call.target]
     argv = [sys.executable, *interpreter, *target, *call.args]
-    environ = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}
-    if flags:
-        environ[RUN_VARIABLE] = json.dumps(flags)
+    inherited = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}
+    environ = inherited | message
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "posix":
@@ -126,9 +144,8 @@ def _become(call: Call, flags: Mapping[str, Any]) -> NoReturn:
     sys.exit(subprocess.call(argv, env=environ))
 
 
-def _start(call: Call, flags: Mapping[str, Any], plan: Plan) -> int:
+def _start(call: Call, message: dict[str, str], plan: Plan) -> int:
     """Run the ranks of this node to their end; their exit code."""
-    from fabric_core.request import RUN_VARIABLE
     from fabric_core.supervisor import RankCommand, run_ranks
 
     node_rank = _number(call, "node_rank", 0, plan.num_nodes - 1) or 0
@@ -145,7 +162,7 @@ def _start(call: Call, flags: Mapping[str, Any], plan: Plan) -> int:
         num_nodes=plan.num_nodes,
         main_address=main_address or "127.0.0.1",
         main_port=_number(call, "main_port", 1, 65535),
-        env={RUN_VARIABLE: json.dumps(flags)},
+        env=message,
     )
 
 

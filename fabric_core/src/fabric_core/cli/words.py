@@ -11,7 +11,9 @@ from pathlib import Path
 
 import click
 
-from fabric_core.cli.flags import option_name
+from fabric_core.cli.flags import PART_KINDS, option_name
+from fabric_core.cli.ours import Ours
+from fabric_core.cli.parts_help import show_help
 from fabric_core.errors import ConfigurationError, did_you_mean, listing
 
 MODULE = ("-m", "--module")
@@ -30,6 +32,7 @@ class Call:
         args: The script's arguments, in their order.
         early: Those of them that stood before the script.
         near: Options among the script's that are nearly ours, and the option that may have been meant.
+        options: Options of parts that were given (``--strategy.NAME``), by kind and name.
     """
 
     flags: Mapping[str, str]
@@ -38,10 +41,13 @@ class Call:
     args: tuple[str, ...]
     early: tuple[str, ...] = ()
     near: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def sort(args: Iterable[str], names: Iterable[str], ctx: click.Context) -> Call:
     """Tell our options from the script's. Names are never abbreviated: a short one may be the script's.
+
+    Where help is asked for, the words are sorted to the end, since the help is also on the parts that they name.
 
     Args:
         args: The words after ``fabric run``.
@@ -52,16 +58,15 @@ def sort(args: Iterable[str], names: Iterable[str], ctx: click.Context) -> Call:
         click.UsageError: There is no script, or an option of ours has no value.
     """
     left = deque(args)
-    ours = {spelling: name for name in names for spelling in (f"--{name}", option_name(name))}
-    flags: dict[str, str] = {}
+    ours = Ours(names, ctx)
     theirs: list[str] = []
     near: dict[str, str] = {}
-    target, is_module, early = "", False, 0
+    target, is_module, early, help_wanted = "", False, 0, False
     while left:
         word = left.popleft()
-        name, equals, value = word.partition("=")
-        if name in ours:
-            flags[ours[name]] = value if equals else _value(left, name, ours, ctx)
+        name = word.partition("=")[0]
+        if word in ours:
+            ours.take(word, left)
         elif word == "--":
             target = target or _take_target(left, ctx)
             theirs += left
@@ -70,8 +75,7 @@ def sort(args: Iterable[str], names: Iterable[str], ctx: click.Context) -> Call:
             theirs.append(word)
             near |= _near_miss(name, names)
         elif word in ctx.help_option_names:
-            click.echo(ctx.get_help())
-            ctx.exit()
+            help_wanted = True
         elif word in MODULE:
             target, is_module, early = _take_target(left, ctx), True, len(theirs)
         elif word.startswith("-"):
@@ -79,24 +83,21 @@ def sort(args: Iterable[str], names: Iterable[str], ctx: click.Context) -> Call:
             near |= _near_miss(name, names)
         elif word != NOISE or not _script_follows(left, ours):
             target, early = word, len(theirs)
+    if help_wanted:
+        show_help(ctx, ours.flags)
     if not target:
         raise click.UsageError("Which script? Give its path, or -m and the name of a module.", ctx)
-    return Call(flags, target, is_module, tuple(theirs), tuple(theirs[:early]), near)
+    return Call(ours.flags, target, is_module, tuple(theirs), tuple(theirs[:early]), near, ours.options)
 
 
 def _near_miss(word: str, names: Iterable[str]) -> dict[str, str]:
     """An option that is hardly more than a letter away from one of ours, and that one."""
     if not word.startswith("-"):
         return {}
-    known = {name.replace("_", "-"): option_name(name) for name in names}
-    near = difflib.get_close_matches(word.lstrip("-").lower().replace("_", "-"), known, n=1, cutoff=0.85)
-    return {word: known[near[0]]} if near else {}
-
-
-def _value(left: deque[str], name: str, ours: Mapping[str, str], ctx: click.Context) -> str:
-    if not left or left[0] == "--" or left[0].partition("=")[0] in ours:
-        raise click.UsageError(f"The option {name} needs a value.", ctx)
-    return left.popleft()
+    stem, dot, option = word.lstrip("-").partition(".")
+    known = {name.replace("_", "-").replace(" ", "-") for name in (PART_KINDS if dot else names)}
+    near = difflib.get_close_matches(stem.lower().replace("_", "-"), known, n=1, cutoff=0.85)
+    return {word: f"--{near[0]}{dot}{option}"} if near else {}
 
 
 def _take_target(left: deque[str], ctx: click.Context) -> str:
@@ -105,14 +106,13 @@ def _take_target(left: deque[str], ctx: click.Context) -> str:
     return left.popleft()
 
 
-def _script_follows(left: Iterable[str], ours: Mapping[str, str]) -> bool:
+def _script_follows(left: Iterable[str], ours: Ours) -> bool:
     """Whether the next word that is not of our options is a script, or ``-m`` or ``--``, which lead to one."""
     words = iter(left)
     for word in words:
-        name, equals, _ = word.partition("=")
-        if name not in ours:
+        if word not in ours:
             return word in (*MODULE, "--") or not word.startswith("-")
-        if not equals:
+        if "=" not in word:
             next(words, None)
     return False
 

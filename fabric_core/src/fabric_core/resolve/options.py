@@ -16,6 +16,7 @@ from fabric_core.plan import Choice, OptionTable, Plan, Request
 from fabric_core.registry import Registry
 from fabric_core.resolve.declared import declared_options
 from fabric_core.resolve.forms import Anything, Late, Unfit
+from fabric_core.settings import flag
 from fabric_core.specs import PartSpec
 
 PRESET = "the preset"
@@ -184,11 +185,6 @@ def _check_agreement(
                 f"{flag(kind, name)} {texts[name]}. Make them agree, or leave {name} out of the code so that the "
                 "command line decides."
             )
-
-
-def flag(kind: str, name: str) -> str:
-    """An option as it is written on the command line: ``--checkpoint-io.name``."""
-    return f"--{kind.replace(' ', '-')}.{name}"
 
 
 def _same(one: Any, other: Any) -> bool:
