@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --co
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo engines test test-xla matrix check format docs wheels changelog clean distclean
+.PHONY: help install demo engines test test-xla matrix check format docs docs-write wheels changelog clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +50,10 @@ format: $(STAMP) ## apply formatting and safe lint fixes
 	$(BIN)/ruff format .
 
 docs: $(STAMP) ## check the documents: their links, and the code in them
-	$(BIN)/python -m pytest tests/workspace/test_documents.py
+	$(BIN)/python -m pytest tests/workspace/test_documents.py tests/workspace/test_plugin_documents.py
+
+docs-write: $(STAMP) ## write the parts of docs/plugins that come from the code
+	$(BIN)/python docs/tools/generate.py docs/plugins
 
 wheels: $(STAMP) ## build the five wheels into dist/
 	rm -rf dist
