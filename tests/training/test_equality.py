@@ -8,9 +8,9 @@ from typing import Any
 import equality
 import pytest
 import torch
-from plain_loop import Parameters, difference, moved, train_plain
 
 from fabric_core import Fabric
+from fabric_core.testing.plain_loop import Parameters, difference, moved, train_plain
 
 
 @pytest.fixture(scope="module")

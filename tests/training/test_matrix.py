@@ -18,6 +18,7 @@ from matrix import Cell, Outcome
 from fabric_core import Registry
 from fabric_core.requirements import missing_requirements
 from fabric_core.resolve.asked import overlap
+from fabric_core.testing.plain_loop import train_plain
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 MESHES = ("fsdp", "fsdp_hybrid", "tensor_parallel", "ddp_sharded")
@@ -105,12 +106,12 @@ def test_the_table_in_the_documentation_is_what_was_found(
 def test_the_comparison_finds_a_training_that_differs() -> None:
     cell = Cell("made up", "32-true")
     case = cell.cases["plain"]
-    assert matrix.judge(cell, "plain", Outcome({"plain": matrix.train_plain(case)}))[0] == 0.0
-    unclipped = Outcome({"clip by norm": matrix.train_plain(case)})
+    assert matrix.judge(cell, "plain", Outcome({"plain": train_plain(case)}))[0] == 0.0
+    unclipped = Outcome({"clip by norm": train_plain(case)})
     found, allowed = matrix.judge(cell, "clip by norm", unclipped)
     assert found > 100 * allowed
     half = Cell("made up", "bf16-mixed")
-    wrong = Outcome({"everything": matrix.train_plain(half.cases["plain"])})
+    wrong = Outcome({"everything": train_plain(half.cases["plain"])})
     wrong.trained["everything"].losses *= 3
     del wrong.trained["everything"].losses[-1]
     found, allowed = matrix.judge(half, "everything", wrong)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import matrix
-import plain_loop
 import pytest
 import torch
+
+from fabric_core.testing import plain_loop
 
 HERE = Path(__file__).parent
 PROGRAMS = HERE.parent / "training" / "programs"

@@ -9,10 +9,10 @@ from typing import Any
 from unittest.mock import patch
 
 import matrix
-import plain_loop
 import pytest
 import torch
 
+from fabric_core.testing import plain_loop
 from fabric_xla import probes
 
 HERE = Path(__file__).parent

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import plain_loop
 import pytest
 import torch
+
+from fabric_core.testing import plain_loop
 
 HERE = Path(__file__).parent
 

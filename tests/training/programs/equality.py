@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_loop import AUTOCAST, DTYPES, GLOBAL_BATCH, Case, Parameters, make
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
+
+from fabric_core.testing.plain_loop import AUTOCAST, DTYPES, GLOBAL_BATCH, Case, Parameters, make
 
 FLOAT32 = {
     "plain": Case(),

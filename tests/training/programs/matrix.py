@@ -7,7 +7,6 @@ writes what came out. The test imports it for the cells and for the plain loops.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -17,37 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_loop import (
-    AUTOCAST,
-    DTYPES,
-    GLOBAL_BATCH,
-    Case,
-    Parameters,
-    Trained,
-    difference,
-    make,
-    moved,
-    train_plain,
+
+from fabric_core.testing import comparison
+from fabric_core.testing.comparison import (
+    FLOAT32_TOLERANCE,
+    HALF_TOLERANCE,
+    HALVES,
+    LAST_DIGITS,
+    TRUE_TOLERANCE,
 )
-from torch.nn.functional import mse_loss
-from torch.utils.data import DataLoader
-
-EVERYTHING = Case(every=3, clip_norm=0.05, two_optimizers=True)
-CASES = {
-    "plain": Case(),
-    "accumulate": Case(every=3),
-    "clip by norm": Case(clip_norm=0.05),
-    "clip by value": Case(clip_value=0.01),
-    "two optimizers": Case(two_optimizers=True),
-    "everything": EVERYTHING,
-}
-"""In float32. In other precisions, ``plain`` and ``everything`` tell a wrong cast from a right one."""
-
-HALVES = {*DTYPES, *AUTOCAST} - {"64-true"}
-FLOAT32_TOLERANCE = 1e-5
-HALF_TOLERANCE = 0.02  # of how far training moved: what the rounding of half precision leaves open
-TRUE_TOLERANCE = 0.05  # likewise, where each of twenty updates is rounded to half precision, too
-LAST_DIGITS = 2  # what rounding once the other way does to a weight, and to what it is subtracted from next
+from fabric_core.testing.plain_loop import CASES, Case, Trained
+from fabric_core.testing.programs.training import Training
 
 
 @dataclass(frozen=True)
@@ -92,51 +71,6 @@ def options_of(strategy: str, processes: int) -> dict[str, Any]:
     return told.get(strategy, {})
 
 
-class Training:
-    """The model, its optimizers and its data, set up by one ``Fabric``."""
-
-    def __init__(self, fabric: Any, case: Case, seed: int = 1) -> None:
-        raw, optimizers, dataset = make(case, seed)
-        self.fabric, self.case = fabric, case
-        self.model, *self.optimizers = fabric.setup(raw, *optimizers)
-        replicas = fabric.strategy.sampler_arguments["num_replicas"]
-        self.loader = fabric.setup_dataloaders(DataLoader(dataset, batch_size=GLOBAL_BATCH // replicas))
-        self.losses: list[float] = []
-
-    def run(self, begin: int = 0, end: int | None = None) -> None:
-        """Train on the batches from ``begin`` to ``end``, exclusive."""
-        for number, (inputs, targets) in enumerate(self.loader):
-            if begin <= number < (end or self.case.batches):
-                self._micro_batch(inputs, targets)
-
-    def _micro_batch(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        fabric, case = self.fabric, self.case
-        with fabric.accumulate(self.model, every=case.every):
-            output = self.model(inputs)
-            loss = mse_loss(output, targets.to(output.dtype))
-            fabric.backward(loss, model=self.model)
-            for optimizer in self.optimizers:
-                if case.clip_norm is not None:
-                    fabric.clip_gradients(self.model, optimizer, max_norm=case.clip_norm)
-                if case.clip_value is not None:
-                    fabric.clip_gradients(self.model, optimizer, clip_val=case.clip_value)
-                optimizer.step()
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-        self.losses.append(fabric.all_reduce(loss.detach()).item())
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
-        return {"model": self.model, "optimizers": list(self.optimizers), "losses": self.losses}
-
-    def result(self, folder: Path) -> Trained:
-        """The whole parameters, wherever they are kept: what a checkpoint of the model holds."""
-        self.fabric.save(folder / "end", {"model": self.model})
-        loaded = self.fabric.load(folder / "end")["model"]
-        return Trained(self.losses, {name: value.clone() for name, value in loaded.items()})
-
-
 def opened(cell: Cell, accelerator: str) -> Any:
     from fabric_core import Fabric
 
@@ -163,8 +97,7 @@ def train_cell(cell: Cell, folder: Path, accelerator: str = "cpu") -> Outcome:
     case = cell.cases["everything"]
     with opened(cell, accelerator) as fabric:
         training = Training(fabric, case, seed=2)
-        fabric.load(folder / "middle", state := training.state)
-        training.losses = state["losses"]
+        training.restore(folder / "middle")
         training.run(begin=case.every * 7)
         results["resumed"] = training.result(folder)
         return Outcome(results, fabric.strategy.sampler_arguments["num_replicas"])
@@ -173,25 +106,7 @@ def train_cell(cell: Cell, folder: Path, accelerator: str = "cpu") -> Outcome:
 def judge(cell: Cell, name: str, outcome: Outcome) -> tuple[float, float]:
     """The largest difference to the plain loop, of losses and parameters; and the largest that is allowed."""
     case, trained = cell.cases["everything" if name == "resumed" else name], outcome.trained[name]
-    plain = train_plain(case, outcome.replicas, master=has_master_weights(cell))
-    distance = moved(plain.parameters, case)
-    assert distance > 1e-2, "training moved too little to compare anything"
-    assert len(trained.losses) == len(plain.losses)
-    in_losses = max(abs(a - b) for a, b in zip(trained.losses, plain.losses, strict=True))
-    scale = max(1.0, *map(abs, plain.losses))
-    found = max(in_losses / scale, difference(trained.parameters, plain.parameters))
-    return found, allowed(cell, distance, plain.parameters)
-
-
-def allowed(cell: Cell, distance: float, parameters: Parameters) -> float:
-    """The largest difference to the plain loop that is left open, when training moved by ``distance``."""
-    if cell.precision not in HALVES:
-        return FLOAT32_TOLERANCE
-    if cell.precision not in DTYPES or has_master_weights(cell):
-        return HALF_TOLERANCE * distance
-    largest = max(float(value.abs().max()) for value in parameters.values())
-    digit = torch.finfo(DTYPES[cell.precision]).eps * 2 ** math.floor(math.log2(largest))
-    return max(TRUE_TOLERANCE * distance, LAST_DIGITS * digit)
+    return comparison.judge(case, trained, outcome.replicas, master=has_master_weights(cell))
 
 
 def has_master_weights(cell: Cell) -> bool:

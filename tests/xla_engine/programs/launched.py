@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_loop import Case, make
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 
 from fabric_core import Fabric, FabricError
+from fabric_core.testing.plain_loop import Case, make
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR")
 

@@ -47,7 +47,7 @@ def run_on_ranks(
     program: str,
     arguments: Mapping[str, Any] | None = None,
     *,
-    processes: int = 2,
+    processes: int | None = 2,
     timeout: float = 110,
     environ: Mapping[str, str] | None = None,
     **flags: str,
@@ -57,7 +57,7 @@ def run_on_ranks(
     Args:
         program: A module with ``main(arguments)``; those of the kit are in ``fabric_core.testing.programs``.
         arguments: Tensors, numbers, texts and containers of them.
-        processes: How many; with 1 ``fabric run`` becomes the program.
+        processes: How many; with 1 ``fabric run`` becomes the program. ``None`` leaves it to the program to start any.
         timeout: Seconds after which the job is killed.
         environ: Further environment variables.
         flags: Those of ``fabric run``, without their dashes (``strategy="acme"``).
@@ -71,7 +71,8 @@ def run_on_ranks(
         folder = Path(name)
         torch.save(dict(arguments or {}), folder / "arguments.pt")
         words = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
-        command = [sys.executable, "-m", "fabric_core", "run", f"--devices={processes}", *words]
+        words += [] if processes is None else [f"--devices={processes}"]
+        command = [sys.executable, "-m", "fabric_core", "run", *words]
         command += ["-m", "fabric_core.testing.rank", str(folder), program]
         began = time.monotonic()
         code, out, err = _run(command, {**_clean(), **(environ or {}), MARK: name}, timeout)
