@@ -25,7 +25,7 @@ def collect(stats: Mapping[str, Iterable[Any]], key: str) -> list[dict[str, Any]
     """
     found: dict[str, dict[str, Any]] = {}
     for outcome, reports in stats.items():
-        for report in reports:
+        for report in reports if outcome != "deselected" else ():  # those are no reports
             about = dict(getattr(report, "user_properties", ())).get(key)
             if about is None or (report.when != "call" and outcome not in ("error", "skipped")):
                 continue

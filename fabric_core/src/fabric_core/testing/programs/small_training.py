@@ -11,11 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 STEPS = 6
 BATCH = 8
 """How many samples a step has, over all ranks."""
+
+SMALL = 64
+"""What losses are divided by, and the learning rate multiplied with: so that a loss that is scaled by 2**16, as is
+usual in float16, has gradients in the range of float16."""
+
+CLIPPED = 0.5 / SMALL
+"""A norm that the gradients of every step exceed."""
 
 
 class Net(nn.Module):
@@ -39,6 +45,12 @@ def model() -> Net:
         return Net()
 
 
+def loss_of(output: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a batch, not in half precision."""
+    wide = torch.promote_types(output.dtype, torch.float32)
+    return nn.functional.mse_loss(output.to(wide), targets.to(wide)) / SMALL
+
+
 def batches() -> list[tuple[Tensor, Tensor]]:
     """The batches of all ranks: inputs of shape (`BATCH`, 6), targets of shape (`BATCH`, 2)."""
     generator = torch.Generator().manual_seed(0)
@@ -49,7 +61,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 def optimizer(module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a model."""
-    return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    return torch.optim.SGD(module.parameters(), lr=0.05 * SMALL, momentum=0.9)
 
 
 def plain(
@@ -72,7 +84,7 @@ def plain(
     for inputs, targets in batches():
         with inside():
             output = module(inputs.to(weights))
-        loss = _loss(output, targets)
+        loss = loss_of(output, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         if most is not None:
             nn.utils.clip_grad_norm_(module.parameters(), most)
@@ -95,7 +107,7 @@ def train(fabric: Any, most: float | None = None) -> dict[str, Any]:
         inputs, targets = (
             part[fabric.global_rank :: fabric.world_size].to(fabric.device) for part in (inputs, targets)
         )
-        loss = _loss(setup(inputs), targets)
+        loss = loss_of(setup(inputs), targets)
         fabric.backward(loss)
         if most is not None:
             fabric.clip_gradients(setup, steps, max_norm=most)
@@ -110,10 +122,10 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
     losses = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
     assert one["parameters"].keys() == other["parameters"].keys(), "the parameters have other names"
     between = (
-        (one["parameters"][name].double() - value.double()).abs().max().item()
+        float((one["parameters"][name].double() - value.double()).abs().max())
         for name, value in other["parameters"].items()
     )
-    return max(losses, *between)
+    return float(max(losses, *between))
 
 
 def main(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -135,12 +147,6 @@ def main(arguments: dict[str, Any]) -> dict[str, Any]:
             "rank": (fabric.global_rank, fabric.local_rank, fabric.node_rank, fabric.world_size),
             "device": str(fabric.device),
         }
-
-
-def _loss(output: Tensor, targets: Tensor) -> Tensor:
-    """In the wider of both dtypes, but not in half precision."""
-    wide = torch.promote_types(output.dtype, torch.float32)
-    return mse_loss(output.to(wide), targets.to(wide))
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
