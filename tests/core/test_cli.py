@@ -196,8 +196,17 @@ def test_the_list_shows_what_is_broken_and_what_is_blocked(
 ) -> None:
     site.install("ruin", "raise RuntimeError('built for another version')")
     found = answer(fabric, "plugins", "list", env=acme | {"FABRIC_PLUGINS_DENY": "acme"})
-    assert found["broken"] == [{"distribution": "ruin", "message": "RuntimeError: built for another version"}]
-    assert found["blocked"] == [{"distribution": "acme", "version": "3.1"}]
+    assert found["broken"] == [
+        {
+            "distribution": "ruin",
+            "version": "1.0",
+            "state": "broken",
+            "message": "RuntimeError: built for another version",
+        }
+    ]
+    assert found["blocked"] == [
+        {"distribution": "acme", "version": "3.1", "state": "blocked", "message": "by FABRIC_PLUGINS_*"}
+    ]
     assert not [part for part in found["parts"] if part["distribution"] == "acme"]
 
 
@@ -233,7 +242,7 @@ def test_what_is_shown_fits_into_eighty_columns_and_is_plain_in_a_pipe(
     assert (ended.returncode, ended.stderr) == (code, "")
     assert "\x1b" not in ended.stdout
     assert max(map(len, ended.stdout.splitlines())) <= 80
-    if args[0] == "plugins":
+    if args[1:] == ("info", "needy"):
         assert "[bold]x[/bold]" in ended.stdout
 
 
@@ -280,10 +289,10 @@ def test_explain_tells_why_each_part_was_chosen_and_what_lost(fabric: Run) -> No
     assert chosen["strategy"]["reason"] == "strategy='ddp' was asked for"
     assert chosen["precision"]["name"] == "bf16-mixed"
     told = fabric("explain").stdout
-    assert re.search(r"^accelerator: \w+ \(from fabric-", told, re.MULTILINE)
-    assert "  auto: the best that is available" in told
-    assert re.search(r"^  not .*: ", told, re.MULTILINE)
-    assert re.search(r"^processes: \d+ per node \* 1 node\(s\) = \d+$", told, re.MULTILINE)
+    assert re.search(r"^accelerator +\w+ +auto: the best that is available", told, re.MULTILINE)
+    assert re.search(r"^ +from fabric-core \d", told, re.MULTILINE)
+    assert re.search(r"^ +not .*: ", told, re.MULTILINE)
+    assert re.search(r"^processes +\d+ +\d+ per node \* 1 node\(s\)", told, re.MULTILINE)
 
 
 def test_explain_takes_both_spellings_and_shows_warnings(fabric: Run, acme: dict[str, str]) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from fabric_core.errors import BrokenPluginError
-from fabric_core.registry.discovery import installed_version
+from fabric_core.registry.discovery import installed_version, requirements_of
 from fabric_core.specs import PartSpec
 
-__all__ = ["missing_requirements"]
+__all__ = ["missing_requirements", "unmet_dependencies"]
 
 
 def missing_requirements(spec: PartSpec) -> list[str]:
     """The requirements of a spec that the installed packages do not meet. Looks at metadata; imports nothing."""
     return [requirement for requirement in spec.requires if not _is_met(requirement)]
+
+
+def unmet_dependencies(distribution: str) -> list[str]:
+    """What an installed distribution states to need, and is not here in a fitting version. Extras are left out."""
+    return [requirement for requirement in requirements_of(distribution) if not _is_met(requirement)]
 
 
 def _is_met(text: str) -> bool:

@@ -109,7 +109,7 @@ class PartSpec:
             (`fabric_core.resolve.declared`). ``None``: any option is handed to the constructor, unread.
         requires: Requirement strings (PEP 508) of packages that the part needs at run time.
         api: The version of the kind's contract that the part was written for (``fabric_core.contract_versions``).
-        description: One line for ``fabric plugins list``.
+        description: One line for people, shown by ``fabric plugins``.
     """
 
     kind: ClassVar[str] = ""

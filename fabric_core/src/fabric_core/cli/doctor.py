@@ -6,15 +6,18 @@ import os
 import platform
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from fabric_core.cli.plugins import state_of
 from fabric_core.cli.show import show_json, show_table
-from fabric_core.errors import FabricError
+from fabric_core.cli.states import state_of
+from fabric_core.contract_versions import CURRENT, oldest
+from fabric_core.errors import FabricError, listing
 from fabric_core.registry import Registry, default_registry
 from fabric_core.registry.discovery import find_plugins, installed_version
+from fabric_core.requirements import unmet_dependencies
 
 
 @click.command()
@@ -28,9 +31,18 @@ def doctor(as_json: bool) -> None:
     devices, environments = _devices(registry), _environments(registry)
     report: dict[str, Any] = {
         "versions": _versions(),
+        "contracts": {kind: [oldest(kind), version] for kind, version in CURRENT.items()},
+        "variables": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith("FABRIC_")
+        },
         "devices": devices,
         "cluster_environments": environments,
-        "problems": [*_problems(registry), *_unusable(registry), *_silent((*devices, *environments))],
+        "problems": [
+            *_problems(registry),
+            *_unmet(registry),
+            *_unusable(registry),
+            *_silent((*devices, *environments)),
+        ],
         "blocked": [{"distribution": f.distribution, "version": f.version} for f in registry.blocked],
     }
     if as_json:
@@ -98,12 +110,26 @@ def _problems(registry: Registry) -> list[dict[str, Any]]:
     ]
 
 
+def _unmet(registry: Registry) -> Iterator[dict[str, Any]]:
+    """Distributions that were installed beside a version of something that they do not work with."""
+    blocked = {found.distribution for found in registry.blocked}
+    for distribution in dict.fromkeys(found.distribution for found in find_plugins()):
+        unmet = [] if distribution in blocked else unmet_dependencies(distribution)
+        if unmet:
+            told = (
+                f"it needs {listing(unmet)}, which is not installed. Install it: pip install {distribution}"
+            )
+            yield _problem(distribution, told, broken=True)
+
+
 def _unusable(registry: Registry) -> list[dict[str, Any]]:
     """Parts that would be refused. One whose package is missing is not broken: nobody has asked for it."""
     states = [(offer, state_of(offer, registry)) for offer in registry.offers()]
     return [
         _problem(
-            offer.distribution, f"{offer.spec.kind} {offer.spec.name!r}: {state}", broken="version" in state
+            offer.distribution,
+            f"{offer.spec.kind} {offer.spec.name!r}: {state}",
+            broken=state.startswith(("wrong contract version", "broken")),
         )
         for offer, state in states
         if state != "ok"
@@ -124,7 +150,8 @@ def _problem(
 
 
 def _show(report: dict[str, Any]) -> None:
-    show_table(("of", "version"), list(report["versions"].items()))
+    show_table(("what", "version"), list(report["versions"].items()))
+    show_table(("variable", "value"), list(report["variables"].items()))
     show_table(
         ("device", "from", "here", "note"),
         [(d["name"], d["distribution"], _yes(d["available"]), d["note"]) for d in report["devices"]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from fabric_core.cli.flags import FLAGS, given, import_from, options
 from fabric_core.cli.ours import Ours
 from fabric_core.cli.parts_help import PartsCommand, show_help
-from fabric_core.cli.show import show_json, show_text
+from fabric_core.cli.show import show_json, show_table, show_text
 from fabric_core.plan import Choice, Plan, Request
 from fabric_core.registry import default_registry
 from fabric_core.settings import find_tables
@@ -56,23 +57,27 @@ def explain(as_json: bool, parts: dict[str, dict[str, str]], **flags: Any) -> No
 
 
 def _show(plan: Plan) -> None:
-    for part in plan:
-        _show_choice(part)
-    click.echo(f"devices: {', '.join(map(str, plan.devices))}")
-    show_text(plan.device_reason, indent=2)
-    per_node, nodes = plan.processes_per_node, plan.num_nodes
-    click.echo(f"processes: {per_node} per node * {nodes} node(s) = {plan.world_size}")
+    show_table(("part", "chosen", "why, and what else there was"), _lines(plan))
     for warning in plan.warnings:
         show_text(f"warning: {warning}")
 
 
-def _show_choice(part: Choice) -> None:
-    click.echo(f"{part.kind}: {part.identity}")
-    show_text(part.reason, indent=2)
+def _lines(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    for part in plan:
+        yield from _lines_of(part)
+    per_node, nodes = plan.processes_per_node, plan.num_nodes
+    yield "devices", ", ".join(map(str, plan.devices)), plan.device_reason
+    yield "processes", str(plan.world_size), f"{per_node} per node * {nodes} node(s)"
+
+
+def _lines_of(part: Choice) -> Iterator[tuple[str, str, str]]:
+    """The choice and its reason; where it is from; its options; and what lost, the same reasons together."""
+    yield part.kind, part.name, part.reason
+    yield "", "", f"from {part.distribution} {part.version}".rstrip() if part.version else part.distribution
     for name, value in part.options.items():
-        show_text(f"{name} = {value!r}, by {part.origins[name]}", indent=2)
+        yield "", "", f"{name} = {value!r}, by {part.origins[name]}"
     losers: dict[str, list[str]] = {}
     for name, reason in part.lost:
         losers.setdefault(reason, []).append(name)
     for reason, names in losers.items():
-        show_text(f"not {', '.join(names)}: {reason}", indent=2)
+        yield "", "", f"not {', '.join(names)}: {reason}"

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import click
 
-from fabric_core.cli.show import show_json, show_table, show_text
-from fabric_core.contract_versions import is_spoken, spoken
-from fabric_core.errors import ConfigurationError, did_you_mean, listing
+from fabric_core.cli.check import check
+from fabric_core.cli.matrix import matrix
+from fabric_core.cli.new import new
+from fabric_core.cli.show import show_fields, show_json, show_table
+from fabric_core.cli.states import COMMAND, blocked, broken, row, rows
+from fabric_core.errors import ConfigurationError, FabricError, did_you_mean
 from fabric_core.plan import plain
 from fabric_core.registry import Offer, Registry, default_registry
-from fabric_core.requirements import missing_requirements
-from fabric_core.specs import KINDS
+from fabric_core.settings import kind_as_written
+from fabric_core.specs import KINDS, PartSpec
 
-COMMAND = "command"
+REQUIRED_TOLD = "has to be given"
+WIDE = 110
+"""Columns of a terminal that has room for descriptions."""
 
 
 @click.group()
 def plugins() -> None:
-    """List the installed parts, or tell all about one."""
+    """List the installed parts, tell all about one; make and check your own."""
+
+
+plugins.add_command(check)
+plugins.add_command(matrix)
+plugins.add_command(new)
 
 
 @plugins.command("list")
@@ -30,18 +42,16 @@ def list_(kind: str | None, as_json: bool) -> None:
     """List every part that the installed distributions offer, and whether it can be used."""
     registry = default_registry()
     kinds = (*KINDS, COMMAND) if kind is None else (_kind(kind),)
-    parts = [row for name in kinds for row in _rows(name, registry)]
-    broken = [{"distribution": p.distribution, "message": p.message} for p in registry.problems if p.fatal]
-    blocked = [{"distribution": f.distribution, "version": f.version} for f in registry.blocked]
+    parts = [entry for name in kinds for entry in rows(name, registry)]
+    missing = {"broken": broken(registry), "blocked": blocked(registry)}
     if as_json:
-        show_json({"parts": parts, "broken": broken, "blocked": blocked})
+        show_json({"parts": parts, **missing})
         return
     for name in kinds:
-        show_table(
-            (name, "from", "state", "description"), [_line(row) for row in parts if row["kind"] == name]
-        )
-    show_table(("broken", "why"), [(entry["distribution"], entry["message"]) for entry in broken])
-    show_table(("blocked", "why"), [(entry["distribution"], "by FABRIC_PLUGINS_*") for entry in blocked])
+        columns = (name, "from", "version", "state", "description")[: _room()]
+        show_table(columns, [_line(entry)[: _room()] for entry in parts if entry["kind"] == name])
+    others = [tuple(entry.values()) for entry in (*missing["broken"], *missing["blocked"])]
+    show_table(("distribution", "version", "state", "why"), others)
 
 
 @plugins.command("info")
@@ -57,33 +67,16 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
         show_json(details)
         return
     for detail in details:
-        click.echo(f"{detail['kind']} {detail['name']}")
-        for key, value in detail.items():
-            if value not in (None, "", [], {}):
-                show_text(f"{key}: {_text(value)}", indent=2)
-
-
-def state_of(offer: Offer, registry: Registry) -> str:
-    """Whether a part can be used: ``ok``, or what is in the way."""
-    spec = offer.spec
-    missing = missing_requirements(spec)
-    if not is_spoken(spec):
-        return f"wrong contract version: {spec.api}, and this core speaks {spoken(spec.kind)}"
-    if missing:
-        return f"needs {listing(missing)}"
-    rivals = {other.distribution for other in registry.offers(spec.kind) if _clash(offer, other)}
-    return f"clash: {listing(rivals)} offers it too" if rivals else "ok"
-
-
-def _clash(one: Offer, other: Offer) -> bool:
-    """Whether two offers share a name, and the scope that could tell them apart."""
-    scopes = [[getattr(o.spec, name, None) for name in ("strategies", "accelerators")] for o in (one, other)]
-    same_scope = one.spec.kind != "precision" or scopes[0] == scopes[1]
-    return one is not other and bool(set(one.spec.names) & set(other.spec.names)) and same_scope
+        title = f"{detail.pop('kind')} {detail.pop('name')}"
+        takes = detail.pop("takes")
+        show_fields(
+            title, [(key, _text(value)) for key, value in detail.items() if value not in (None, "", [], {})]
+        )
+        show_table(("option", "what it is"), [(each["name"], _told(each)) for each in takes or ()])
 
 
 def _kind(text: str) -> str:
-    kind = text.strip().lower().replace("-", " ").replace("_", " ")
+    kind = kind_as_written(text)
     if kind not in (*KINDS, COMMAND):
         raise ConfigurationError(
             f"There is no kind {text!r}.{did_you_mean(kind, KINDS)} Kinds: {', '.join((*KINDS, COMMAND))}."
@@ -91,40 +84,50 @@ def _kind(text: str) -> str:
     return kind
 
 
-def _rows(kind: str, registry: Registry) -> list[dict[str, Any]]:
-    if kind == COMMAND:
-        return [
-            {"kind": kind, "name": spec.name, "aliases": [], "distribution": distribution, "version": ""}
-            | {"state": "ok", "description": spec.help}
-            for spec, distribution in registry.commands
-        ]
-    return [
-        _row(offer, registry) for offer in sorted(registry.offers(kind), key=lambda offer: offer.spec.name)
-    ]
+def _room() -> int:
+    """How many columns of the list fit into the terminal. What is left out, ``info`` tells."""
+    return 5 if shutil.get_terminal_size().columns >= WIDE else 4
 
 
-def _row(offer: Offer, registry: Registry) -> dict[str, Any]:
-    return {
-        "kind": offer.spec.kind,
-        "name": offer.spec.name,
-        "aliases": list(offer.spec.aliases),
-        "distribution": offer.distribution,
-        "version": offer.version,
-        "state": state_of(offer, registry),
-        "description": offer.spec.description,
-    }
-
-
-def _line(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    aliases = f" (also {', '.join(row['aliases'])})" if row["aliases"] else ""
-    return row["name"], row["distribution"], row["state"], f"{row['description']}{aliases}"
+def _line(entry: dict[str, Any]) -> tuple[str, ...]:
+    aliases = f" (also {', '.join(entry['aliases'])})" if entry["aliases"] else ""
+    return (
+        entry["name"],
+        entry["distribution"],
+        entry["version"],
+        entry["state"],
+        f"{entry['description']}{aliases}",
+    )
 
 
 def _details(offer: Offer, registry: Registry) -> dict[str, Any]:
-    """The row of the list, and every field of the spec that the kind adds."""
+    """The row of the list, every field of the spec that the kind adds, and the options that users may give."""
     spec = offer.spec
     more = {field.name: plain(getattr(spec, field.name)) for field in fields(spec)}
-    return _row(offer, registry) | more | {"target": spec.target_name}
+    found = row(offer, registry) | more | {"target": spec.target_name, "takes": None}
+    try:
+        return found | {"takes": list(_takes(spec)) if spec.options_type is not None else None}
+    except FabricError as error:
+        return found | {"state": f"broken: {error}"}
+
+
+def _takes(spec: PartSpec) -> Iterator[dict[str, Any]]:
+    """The options that a part declares. Where they are declared is imported for it, and nothing else."""
+    from fabric_core.resolve.declared import REQUIRED, declared_options
+
+    for option in (declared_options(spec) or {}).values():
+        default = spec.options.get(option.name, option.default)
+        yield {
+            "name": option.name,
+            "may_be": option.form.words,
+            "default": REQUIRED_TOLD if default is REQUIRED else repr(plain(default)),
+            "help": option.help,
+        }
+
+
+def _told(option: dict[str, Any]) -> str:
+    usual = option["default"] if option["default"] == REQUIRED_TOLD else f"default: {option['default']}"
+    return f"{option['help']} [{option['may_be']}; {usual}]".strip()
 
 
 def _text(value: Any) -> str:

@@ -6,9 +6,12 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def show_json(data: Any) -> None:
@@ -18,19 +21,35 @@ def show_json(data: Any) -> None:
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a table and a blank line; nothing when there are no rows. The first column is never broken."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column.upper(), no_wrap=index == 0, overflow="fold")
+    _print(table, rows)
+
+
+def _print(table: Table, rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
     for row in rows:
         table.add_row(*map(Text, row))
     if table.row_count:
         console = Console(highlight=False, emoji=False)
         console.print(table)
         console.print()
+
+
+def show_fields(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Write a title, and below it names with their values, one under the other."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    click.echo(title)
+    _print(table, [(f"  {name}", value) for name, value in rows])
 
 
 def show_text(text: str, indent: int = 0) -> None:

@@ -68,6 +68,12 @@ def installed_version(distribution: str) -> str | None:
     return _header("Version", _headers(found)) or None
 
 
+def requirements_of(distribution: str) -> list[str]:
+    """What an installed distribution states to need (PEP 508), with that of its extras. Looks at metadata only."""
+    headers = _headers(metadata.distribution(distribution))
+    return re.findall(r"^Requires-Dist:[ \t]*(.+?)[ \t\r]*$", headers, re.MULTILINE | re.IGNORECASE)
+
+
 def _our_lines(distribution: Any) -> list[str]:
     """The lines of our group in ``entry_points.txt``; none when there is no such group, or no readable file."""
     text = _read(distribution, "entry_points.txt")

@@ -83,13 +83,13 @@ def specs_of(manager: pluggy.PluginManager, plugin: str, hook: str) -> Iterator[
             yield spec
 
 
-def vetoes(manager: pluggy.PluginManager, plan: Any) -> tuple[list[str], list[str]]:
+def vetoes(manager: pluggy.PluginManager, plan: Any) -> tuple[list[tuple[str, str]], list[str]]:
     """Ask every plugin what it has against a plan.
 
     Returns:
-        The vetoes, one sentence each; and complaints about plugins that failed to answer.
+        The vetoes, each as distribution and sentence; and complaints about plugins that failed to answer.
     """
-    against: list[str] = []
+    against: list[tuple[str, str]] = []
     failed: list[str] = []
     for implementation in manager.hook.fabric_check_plan.get_hookimpls():
         plugin = implementation.plugin_name.partition(":")[0]
@@ -99,7 +99,7 @@ def vetoes(manager: pluggy.PluginManager, plan: Any) -> tuple[list[str], list[st
             failed.append(f"{plugin} could not check the plan: {type(error).__name__}: {error}")
         else:
             if sentence:
-                against.append(f"{sentence} (says {plugin})")
+                against.append((plugin, str(sentence)))
     return against, failed
 
 

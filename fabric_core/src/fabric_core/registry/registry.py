@@ -262,8 +262,8 @@ class Registry:
         ]
         return UnknownPluginError(" ".join(filter(None, sentences)))
 
-    def check_plan(self, plan: Any) -> tuple[list[str], list[str]]:
-        """What the plugins say against a plan, one sentence each; and complaints about those that failed to say."""
+    def check_plan(self, plan: Any) -> tuple[list[tuple[str, str]], list[str]]:
+        """What plugins say against a plan, as distribution and sentence; and a sentence on each that failed to say."""
         return loading.vetoes(self._manager, plan)
 
 

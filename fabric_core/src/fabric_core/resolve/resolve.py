@@ -89,7 +89,8 @@ def resolve(request: Request, registry: Registry) -> Plan:
         check_usable(choice)
     vetoes, complaints = registry.check_plan(plan)
     if vetoes:
-        raise UnsupportedError(f"This plan cannot work: {' '.join(vetoes)}")
+        told = " ".join(f"{sentence} (says {distribution})" for distribution, sentence in vetoes)
+        raise UnsupportedError(f"This plan cannot work: {told}")
     more = (*complaints, *unused_tables(plan, request.tables, registry))
     return replace(plan, warnings=(*plan.warnings, *more)) if more else plan
 

@@ -16,7 +16,7 @@ from fabric_core.resolve.asked import (
     overlap,
     undecided,
 )
-from fabric_core.specs import AcceleratorSpec, LauncherSpec, Situation, StrategySpec
+from fabric_core.specs import AcceleratorSpec, LauncherSpec, PartSpec, Situation, StrategySpec
 
 
 def named_strategy(request: Request, registry: Registry) -> Choice | None:
@@ -103,12 +103,18 @@ def check_strategy(choice: Choice, accelerator: AcceleratorSpec, devices: int, n
             f"The accelerator {accelerator.name!r} can use at most {accelerator.max_devices} device(s) in one job; "
             f"{devices} were asked for."
         )
-    vouched = "*" in spec.supports or overlap(spec.supports, accelerator)
-    wishes = {wish.partition("@")[0].strip().lower() for wish in accelerator.strategies.values()}
-    if vouched or wishes & set(spec.names):
+    if vouching(spec, accelerator) is not None:
         return []
     pair = f"the strategy {spec.name!r} nor the accelerator {accelerator.name!r}"
     return [f"Neither {pair} says that they work together. It is tried."]
+
+
+def vouching(strategy: StrategySpec, accelerator: AcceleratorSpec) -> PartSpec | None:
+    """Which of the two says that they work together; ``None`` when neither does."""
+    if "*" in strategy.supports or overlap(strategy.supports, accelerator):
+        return strategy
+    wishes = {wish.partition("@")[0].strip().lower() for wish in accelerator.strategies.values()}
+    return accelerator if wishes & set(strategy.names) else None
 
 
 def choose_launcher(
