@@ -18,20 +18,20 @@ ANSWER = "conformance answer: "
 """How the line begins in which a fresh interpreter answers."""
 
 
-def environment_without_a_job(**others: str) -> dict[str, str]:
-    """The environment variables, without what would make a process part of a job."""
+def environment_without_a_job(others: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables, without what would make a process part of a job, and with others over them."""
     environ = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
     return {"OMP_NUM_THREADS": "1", **environ, **others}
 
 
-def ask(code: str, *arguments: str, timeout: float = 60, **environ: str) -> Any:
+def ask(code: str, *arguments: str, environ: Mapping[str, str] | None = None, timeout: float = 60) -> Any:
     """Run code in a fresh interpreter; what it passes to ``answer(…)``, as JSON knows it.
 
     Args:
         code: Python, which finds its arguments in ``sys.argv[1:]``.
         arguments: Texts.
-        timeout: Seconds.
         environ: Further environment variables.
+        timeout: Seconds.
 
     Raises:
         AssertionError: It failed, took too long, or did not answer.
@@ -40,14 +40,17 @@ def ask(code: str, *arguments: str, timeout: float = 60, **environ: str) -> Any:
     command = [sys.executable, "-c", prelude + code, *arguments]
     try:
         ended = subprocess.run(
-            command, env=environment_without_a_job(**environ), capture_output=True, text=True, timeout=timeout
+            command,
+            env=environment_without_a_job(environ or {}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:
         raise AssertionError(f"a fresh process has not ended after {timeout} s:\n{error.stderr!r}") from error
     answers = [line.removeprefix(ANSWER) for line in ended.stdout.splitlines() if line.startswith(ANSWER)]
-    assert ended.returncode == 0 and answers, (
-        f"a fresh process ended with {ended.returncode}:\n{ended.stderr}"
-    )
+    assert ended.returncode == 0, f"a fresh process ended with {ended.returncode}:\n{ended.stderr}"
+    assert answers, f"a fresh process did not answer:\n{ended.stderr}"
     return json.loads(answers[-1])
 
 
