@@ -20,6 +20,8 @@ from fabric_core.testing.plain_loop import CASES, PRECISIONS, Build, Trained
 from fabric_core.testing.programs.task import build_of, options_of
 from fabric_core.testing.strategy_checks.jobs import Batch, Jobs
 
+FEW = 3  # checks, for which starting a job each is quicker than going through everything
+
 
 class StrategyChecks(PartConformance):
     """The attributes of `StrategyConformance`, and what its checks stand on."""
@@ -34,6 +36,7 @@ class StrategyChecks(PartConformance):
     program: ClassVar[str] = ""
     environ: ClassVar[Mapping[str, str]] = {}
     patience: ClassVar[float] = 30
+    _few: ClassVar[bool] = False
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """One check for each precision, or for each way between numbers of processes."""
@@ -47,6 +50,12 @@ class StrategyChecks(PartConformance):
             ]
             none = pytest.mark.skip(reason="world_sizes states no other number of processes")
             metafunc.parametrize("ways", ways or [pytest.param((1, 1), id="none", marks=none)])
+
+    @pytest.fixture(autouse=True)
+    def _note_how_many_checks_run(self, request: Any) -> None:
+        """Whoever runs one check waits for what that needs only."""
+        cls = type(self)
+        cls._few = sum(getattr(item, "cls", None) is cls for item in request.session.items) <= FEW
 
     @classmethod
     def teardown_class(cls) -> None:
@@ -137,6 +146,7 @@ class StrategyChecks(PartConformance):
             flags={"strategy": cls.name, "accelerator": cls.accelerator},
             environ=cls.environ,
             patience=cls.patience,
+            sparing=cls._few,
         )
 
     @classmethod

@@ -41,6 +41,12 @@ class Batch:
     size: int
     sections: tuple[str, ...]
 
+    def needed_for(self, section: str) -> tuple[str, ...]:
+        """A section, and the training before it whose files it reads."""
+        name, *words = section.split(":")
+        before = f"train:{words[0]}:everything" if name == "resume" else section
+        return tuple(each for each in self.sections if each in (before, section))
+
 
 @dataclass
 class Jobs:
@@ -54,6 +60,7 @@ class Jobs:
         flags: Those of ``fabric run``.
         environ: Further environment variables.
         patience: How long one section may take, in seconds.
+        sparing: Run only what is asked for, because few checks ask; otherwise one job goes through all sections.
         ended: How each job ended.
     """
 
@@ -62,6 +69,7 @@ class Jobs:
     flags: Mapping[str, Any]
     environ: Mapping[str, str]
     patience: float
+    sparing: bool = False
     ended: list[Ended] = field(default_factory=list)
     _folder: Path | None = None
     _known: dict[tuple[int, str], list[Any] | str] = field(default_factory=dict)
@@ -74,10 +82,12 @@ class Jobs:
             AssertionError: It failed on some rank, or hung.
         """
         for batch in self.batches:
-            wanted = [section] if batch.size == size and section in batch.sections else batch.sections
+            holds_it = batch.size == size and section in batch.sections
+            wanted = (section,) if holds_it else batch.sections
+            run = batch.needed_for(section) if holds_it and self.sparing else batch.sections
             while any((batch.size, name) not in self._known for name in wanted):
-                self._run(batch)
-            if wanted == [section]:
+                self._run(batch.size, run)
+            if holds_it:
                 break
         found = self._known[size, section]
         if isinstance(found, str):
@@ -118,9 +128,9 @@ class Jobs:
             f"{PROGRAMS}.{program}", arguments, processes=size, environ=self.environ, **self.flags
         )
 
-    def _run(self, batch: Batch) -> None:
-        """Run what is left of a batch. Afterwards at least one section more is known."""
-        left = [name for name in batch.sections if (batch.size, name) not in self._known]
+    def _run(self, size: int, sections: Sequence[str]) -> None:
+        """Run what is left of some sections. Afterwards at least one section more is known."""
+        left = [name for name in sections if (size, name) not in self._known]
         arguments = {
             "folder": str(self.folder),
             "sections": left,
@@ -128,14 +138,14 @@ class Jobs:
             "task": dict(self.task),
         }
         try:
-            ended = self._job("strategy", batch.size, arguments)
+            ended = self._job("strategy", size, arguments)
             self.ended.append(ended)
             printed = f"The job ended with {ended.code}.\n{ended.out}\n{ended.err}"
         except AssertionError as error:  # it did not end
             printed = str(error)
         for name in left:
-            found = self._read(batch.size, name)
-            self._known[batch.size, name] = found or self._why_missing(batch.size, name, printed)
+            found = self._read(size, name)
+            self._known[size, name] = found or self._why_missing(size, name, printed)
             if found is None:
                 break
 
