@@ -305,8 +305,8 @@ def test_sizes_that_are_left_open_are_found(
         ),
         ({"tensor_parallel_size": 4}, r"data_parallel\(1\) \* tensor_parallel\(4\) != WORLD_SIZE\(6\)"),
         ({"data_parallel_size": 0}, "takes a whole number from 1, or 'auto'"),
-        ({"tensor_parallel_size": "all"}, "tensor_parallel_size is 'all'"),
-        ({"parallelize_fn": 3}, "takes a function of a module and a mesh"),
+        ({"tensor_parallel_size": "all"}, "tensor_parallel_size='all' .* has to be a whole number or 'auto'"),
+        ({"parallelize_fn": 3}, "parallelize_fn=3 .* has to be a text or a function or none"),
         ({"parallelise_fn": None}, "Did you mean 'parallelize_fn'"),
     ],
 )
@@ -315,6 +315,18 @@ def test_sizes_and_options_that_do_not_fit_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(OptionsError, match=words):
         Fabric(accelerator="cpu", devices=6, strategy="tensor_parallel", strategy_options=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tensor_parallel_size": "all"}, "tensor_parallel_size is 'all'"),
+        ({"parallelize_fn": 3}, "takes a function of a module and a mesh"),
+    ],
+)
+def test_the_class_refuses_them_by_itself(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionsError, match=words):
+        TensorParallelStrategy(**options)
 
 
 def test_the_alias_names_the_same_strategy() -> None:

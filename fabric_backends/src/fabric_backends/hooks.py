@@ -10,6 +10,7 @@ from fabric_core import (
     ClusterEnvironmentSpec,
     LauncherSpec,
     LoggerSpec,
+    NoOptions,
     Plan,
     PrecisionSpec,
     StrategySpec,
@@ -26,6 +27,7 @@ MPS = AcceleratorSpec(
     priority=20,
     groups=("gpu",),
     max_devices=1,
+    options_type=NoOptions,
     description="the GPU of an Apple computer",
 )
 TORCH_ACCELERATOR = AcceleratorSpec(
@@ -34,6 +36,7 @@ TORCH_ACCELERATOR = AcceleratorSpec(
     probe="fabric_backends.accelerators.probes:torch_accelerator",
     priority=10,
     groups=("gpu",),
+    options_type="fabric_backends.options.accelerators:DeviceOptions",
     description="any other device that the installed PyTorch knows, through torch.accelerator",
 )
 DDP = StrategySpec(
@@ -44,6 +47,7 @@ DDP = StrategySpec(
     volunteers_for=("many", "many_nodes"),
     priority=10,
     launcher="script",
+    options_type="fabric_backends.options.data_parallel:DDPOptions",
     description="every process holds the whole model; gradients are averaged",
 )
 TENSOR_PARALLEL = StrategySpec(
@@ -54,6 +58,7 @@ TENSOR_PARALLEL = StrategySpec(
     rejects=("mps",),
     precisions=("32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"),
     launcher="script",
+    options_type="fabric_backends.options.sharded:TensorParallelOptions",
     description="layers are divided within groups of ranks, data between the groups",
 )
 DP = StrategySpec(
@@ -62,6 +67,7 @@ DP = StrategySpec(
     supports=("cpu", "gpu"),
     rejects=("mps",),
     processes="single",
+    options_type=NoOptions,
     description="one process that copies the model to each of its devices in every step; ddp is faster",
 )
 DDP_SHARDED = StrategySpec(
@@ -70,6 +76,7 @@ DDP_SHARDED = StrategySpec(
     supports=("*",),
     rejects=("mps",),
     launcher="script",
+    options_type="fabric_backends.options.data_parallel:ShardedDDPOptions",
     description="ddp in which each rank keeps the optimizer's state for a part of the parameters",
 )
 DDP_SHARDED_SPAWN = replace(
@@ -92,6 +99,7 @@ LOCAL_SGD = StrategySpec(
     supports=("*",),
     rejects=("mps",),
     launcher="script",
+    options_type="fabric_backends.options.data_parallel:LocalSGDOptions",
     description="every rank trains alone; the parameters are averaged every few steps",
 )
 FSDP = StrategySpec(
@@ -101,22 +109,28 @@ FSDP = StrategySpec(
     rejects=("mps",),
     precisions=("64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
     launcher="script",
+    options_type="fabric_backends.options.sharded:FSDPOptions",
     description="every process holds a part of the model and gathers the rest while it computes",
 )
 CONTEXT_PARALLEL = replace(
     FSDP,
     name="context_parallel",
     target="fabric_backends.strategies.context_parallel:ContextParallelStrategy",
+    options_type="fabric_backends.options.sharded:ContextParallelOptions",
     description="fsdp whose ranks divide long sequences among them, too",
 )
 TRUE = PrecisionSpec(
-    "true", "fabric_backends.precisions.true:TruePrecision", description="one dtype everywhere"
+    "true",
+    "fabric_backends.precisions.true:TruePrecision",
+    options_type="fabric_backends.options.precisions:TrueOptions",
+    description="one dtype everywhere",
 )
 """What `TruePrecision` is when it is passed in code. On offer are the presets of it, one per dtype."""
 
 MIXED = PrecisionSpec(
     "mixed",
     "fabric_backends.precisions.mixed:MixedPrecision",
+    options_type="fabric_backends.options.precisions:MixedOptions",
     description="float32 weights, computation in half precision",
 )
 """Likewise, what `MixedPrecision` is."""
@@ -132,6 +146,7 @@ FSDP_MIXED = PrecisionSpec(
     "mixed",
     "fabric_backends.precisions.fully_sharded:FullyShardedMixedPrecision",
     strategies=("fsdp", "fsdp_cpu_offload", "fsdp_hybrid", "context_parallel"),
+    options_type="fabric_backends.options.precisions:MixedOptions",
     description="float32 shards, gathered and computed with in half precision",
 )
 """Likewise, what `FullyShardedMixedPrecision` is."""
@@ -142,6 +157,7 @@ TORCHELASTIC = ClusterEnvironmentSpec(
     detect="fabric_backends.environments.torchelastic:detect",
     aliases=("torchrun",),
     priority=90,
+    options_type=NoOptions,
     description="processes started by torchrun",
 )
 RAY = ClusterEnvironmentSpec(
@@ -149,6 +165,7 @@ RAY = ClusterEnvironmentSpec(
     "fabric_backends.environments.ray:RayEnvironment",
     detect="fabric_backends.environments.ray:detect",
     priority=80,
+    options_type=NoOptions,
     description="workers of Ray Train, or actors of Ray with ranks",
 )
 LSF = ClusterEnvironmentSpec(
@@ -156,6 +173,7 @@ LSF = ClusterEnvironmentSpec(
     "fabric_backends.environments.lsf:LSFEnvironment",
     detect="fabric_backends.environments.lsf:detect",
     priority=70,
+    options_type=NoOptions,
     description="processes started by jsrun in a job of LSF",
 )
 MPI = ClusterEnvironmentSpec(
@@ -163,6 +181,7 @@ MPI = ClusterEnvironmentSpec(
     "fabric_backends.environments.mpi:MPIEnvironment",
     detect="fabric_backends.environments.mpi:detect",
     priority=60,
+    options_type=NoOptions,
     description="processes started by mpirun or mpiexec",
 )
 SLURM = ClusterEnvironmentSpec(
@@ -170,6 +189,7 @@ SLURM = ClusterEnvironmentSpec(
     "fabric_backends.environments.slurm:SlurmEnvironment",
     detect="fabric_backends.environments.slurm_tasks:detect",
     priority=50,
+    options_type="fabric_backends.options.environments:SlurmOptions",
     description="tasks started by srun in a job of SLURM",
 )
 KUBEFLOW = ClusterEnvironmentSpec(
@@ -178,6 +198,7 @@ KUBEFLOW = ClusterEnvironmentSpec(
     detect="fabric_backends.environments.kubeflow:detect",
     aliases=("pytorchjob",),
     priority=40,
+    options_type=NoOptions,
     description="pods of a PyTorchJob of Kubeflow",
 )
 KUBERNETES_JOB = ClusterEnvironmentSpec(
@@ -185,17 +206,20 @@ KUBERNETES_JOB = ClusterEnvironmentSpec(
     "fabric_backends.environments.kubernetes_job:KubernetesJobEnvironment",
     detect="fabric_backends.environments.kubernetes_job:detect",
     priority=30,
+    options_type=NoOptions,
     description="pods of an indexed Job of Kubernetes",
 )
 SCRIPT = LauncherSpec(
     "script",
     "fabric_backends.launchers.script:ScriptLauncher",
+    options_type=NoOptions,
     description="starts the running script again, once per process",
 )
 SPAWN = LauncherSpec(
     "spawn",
     "fabric_backends.launchers.function:SpawnLauncher",
     needs_function=True,
+    options_type=NoOptions,
     description="runs a function in fresh processes",
 )
 FORK = LauncherSpec(
@@ -203,13 +227,20 @@ FORK = LauncherSpec(
     "fabric_backends.launchers.function:ForkLauncher",
     interactive=True,
     needs_function=True,
+    options_type=NoOptions,
     description="runs a function in forked processes; works in notebooks",
 )
-CSV = LoggerSpec("csv", "fabric_backends.loggers.csv:CSVLogger", description="one CSV file per run")
+CSV = LoggerSpec(
+    "csv",
+    "fabric_backends.loggers.csv:CSVLogger",
+    options_type="fabric_backends.options.loggers:CSVOptions",
+    description="one CSV file per run",
+)
 TENSORBOARD = LoggerSpec(
     "tensorboard",
     "fabric_backends.loggers.tensorboard:TensorBoardLogger",
     requires=("tensorboard",),
+    options_type="fabric_backends.options.loggers:TensorBoardOptions",
     description="event files for TensorBoard",
 )
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from fabric_core.specs import Inventory as Inventory
     from fabric_core.specs import LauncherSpec as LauncherSpec
     from fabric_core.specs import LoggerSpec as LoggerSpec
+    from fabric_core.specs import NoOptions as NoOptions
     from fabric_core.specs import PrecisionSpec as PrecisionSpec
     from fabric_core.specs import StrategySpec as StrategySpec
     from fabric_core.wrappers.face import is_wrapped as is_wrapped
@@ -108,6 +109,7 @@ _HOME = {
         "Inventory",
         "LauncherSpec",
         "LoggerSpec",
+        "NoOptions",
         "PrecisionSpec",
         "StrategySpec",
     ),

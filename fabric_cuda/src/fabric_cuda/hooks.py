@@ -14,6 +14,7 @@ CUDA = AcceleratorSpec(
     probe="fabric_cuda.accelerators.probes:cuda",
     priority=30,
     groups=("gpu",),
+    options_type="fabric_cuda.options:CUDAOptions",
     description="NVIDIA's and AMD's GPUs",
 )
 TRANSFORMER_ENGINE = PrecisionSpec(
@@ -21,6 +22,7 @@ TRANSFORMER_ENGINE = PrecisionSpec(
     "fabric_cuda.precisions.transformer_engine:TransformerEnginePrecision",
     accelerators=("cuda",),
     requires=("transformer-engine[pytorch]>=1.11",),
+    options_type="fabric_cuda.options:TransformerEngineOptions",
     description="bfloat16 weights, linear layers in 8 bits, by NVIDIA's Transformer Engine",
 )
 FLOAT8 = PrecisionSpec(
@@ -28,6 +30,7 @@ FLOAT8 = PrecisionSpec(
     "fabric_cuda.precisions.float8:Float8Precision",
     accelerators=("cuda",),
     requires=("torchao>=0.8",),
+    options_type="fabric_cuda.options:Float8Options",
     description="float32 weights, bfloat16 computation, linear layers in 8 bits, by torchao",
 )
 FLOAT8_DIVIDED = replace(
@@ -40,6 +43,7 @@ BITSANDBYTES = PrecisionSpec(
     "fabric_cuda.precisions.bitsandbytes:BitsandbytesPrecision",
     accelerators=("cuda",),
     requires=("bitsandbytes>=0.45",),
+    options_type="fabric_cuda.options:BitsandbytesOptions",
     description="frozen linear layers in 4 or 8 bits, by bitsandbytes",
 )
 """What `BitsandbytesPrecision` is when it is passed in code. On offer are the presets of it, one per format."""

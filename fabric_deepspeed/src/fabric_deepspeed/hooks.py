@@ -15,6 +15,7 @@ DEEPSPEED = StrategySpec(
     requires=("deepspeed>=0.19.8",),
     precisions=("32-true", "bf16-mixed", "bf16-true"),
     launcher="script",
+    options_type="fabric_deepspeed.options:StrategyOptions",
     description="DeepSpeed; without further options ZeRO stage 2",
 )
 
@@ -47,6 +48,7 @@ PRECISION = PrecisionSpec(
     "deepspeed",
     "fabric_deepspeed.precision:DeepSpeedPrecision",
     strategies=NAMES,
+    options_type="fabric_deepspeed.options:PrecisionOptions",
     description="the number format of DeepSpeed's engine",
 )
 """What `DeepSpeedPrecision` is when it is passed in code. On offer are the presets of it."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from os import PathLike
+from typing import Any, Literal
 
+from fabric_backends.options.groups import GroupOptions
 from fabric_core.errors import OptionsError, unknown_option
 
 Check = Callable[[Any], bool]
@@ -149,7 +152,7 @@ class Options:
     steps_per_print: int | None = _entry(_is_positive, "steps_per_print")
 
     def __post_init__(self) -> None:
-        for each in fields(self):
+        for each in fields(Options):
             value, check = getattr(self, each.name), each.metadata["check"]
             if value is None:
                 continue
@@ -184,7 +187,7 @@ class Options:
 
     def entries(self) -> Iterator[tuple[str, tuple[str, ...], Any]]:
         """The options that were given: name, place in the config, value."""
-        for each in fields(self):
+        for each in fields(Options):
             value = getattr(self, each.name)
             if value is not None and each.metadata["path"]:
                 whole = isinstance(value, float) and value == int(value)
@@ -199,6 +202,38 @@ class Options:
                     yield "pin_memory", (*path, "pin_memory"), self.pin_memory
                 if device == "nvme":
                     yield "nvme_path", (*path, "nvme_path"), self.nvme_path
+
+
+@dataclass(frozen=True)
+class StrategyOptions(Options, GroupOptions):
+    """What the strategy takes besides.
+
+    Attributes:
+        config: DeepSpeed's config: a table, or the path of a JSON file.
+        checkpoint: sharded: a folder, to which every rank writes its part; full: one file, by rank 0.
+        exclude_frozen_parameters: Leave parameters that are not trained out of checkpoints.
+        shared_memory: Let CPUs of one node reduce through shared memory, by kernels that are compiled at first use.
+        logging_level: Of DeepSpeed's logger: a name, or a number as of ``logging``.
+    """
+
+    config: dict[str, Any] | str | PathLike[str] | None = None
+    checkpoint: Literal["sharded", "full"] = "sharded"
+    exclude_frozen_parameters: bool = False
+    shared_memory: bool = False
+    logging_level: int | str = logging.WARNING
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """Of the number format of DeepSpeed's engine.
+
+    Attributes:
+        dtype: What is computed in. The precision's name says it.
+        makes_half: Whether init_module makes models in this format, which takes half of the memory.
+    """
+
+    dtype: Any = "float32"
+    makes_half: bool = False
 
 
 def options_from(given: dict[str, Any]) -> Options:

@@ -10,6 +10,7 @@ from fabric_core import (
     CheckpointIOSpec,
     ClusterEnvironmentSpec,
     LauncherSpec,
+    NoOptions,
     Plan,
     PrecisionSpec,
     StrategySpec,
@@ -27,6 +28,7 @@ TPU = AcceleratorSpec(
     groups=("xla",),
     strategies={"one": "xla", "many": "xla", "many_nodes": "xla", "notebook": "xla"},
     requires=REQUIRES,
+    options_type=NoOptions,
     description="a TPU, or the CPU through XLA where PJRT_DEVICE=CPU",
 )
 XLA = StrategySpec(
@@ -37,6 +39,7 @@ XLA = StrategySpec(
     precisions=PRECISIONS,
     launcher="xla_fork",
     requires=REQUIRES,
+    options_type="fabric_xla.options:XLAOptions",
     description="one process per XLA device; gradients are averaged when the optimizer steps",
 )
 SINGLE_XLA = replace(
@@ -54,6 +57,7 @@ XLA_FSDP = StrategySpec(
     precisions=("32-true", "bf16-mixed"),
     launcher="xla_fork",
     requires=REQUIRES,
+    options_type="fabric_xla.options:XLAFSDPOptions",
     description="one process per XLA device; parameters, gradients and optimizer state are sharded",
 )
 XLA_SPMD = StrategySpec(
@@ -63,6 +67,7 @@ XLA_SPMD = StrategySpec(
     precisions=PRECISIONS,
     processes="single",
     requires=REQUIRES,
+    options_type="fabric_xla.options:XLASPMDOptions",
     description="one program over a mesh of XLA devices; data, fully sharded and tensor parallel",
 )
 XLA_SPMD_FSDP = replace(
@@ -79,6 +84,7 @@ FULL = PrecisionSpec(
     aliases=("32",),
     strategies=tuple(spec.name for spec in STRATEGIES),
     requires=REQUIRES,
+    options_type="fabric_xla.options:FullOptions",
     description="float32 everywhere",
 )
 TRUE = PrecisionSpec(
@@ -86,6 +92,7 @@ TRUE = PrecisionSpec(
     "fabric_xla.precisions.true:XLATruePrecision",
     strategies=tuple(spec.name for spec in STRATEGIES if "bf16-true" in spec.precisions),
     requires=REQUIRES,
+    options_type="fabric_xla.options:TrueOptions",
     description="one half precision everywhere",
 )
 """What `XLATruePrecision` is when it is passed in code. On offer are the presets of it, one per dtype."""
@@ -96,6 +103,7 @@ MIXED = PrecisionSpec(
     aliases=("bf16",),
     strategies=FULL.strategies,
     requires=REQUIRES,
+    options_type=NoOptions,
     description="float32 weights, bfloat16 computation",
 )
 ENVIRONMENT = ClusterEnvironmentSpec(
@@ -104,6 +112,7 @@ ENVIRONMENT = ClusterEnvironmentSpec(
     detect="fabric_xla.probes:detect",
     priority=80,
     requires=REQUIRES,
+    options_type=NoOptions,
     description="processes started by torch_xla.launch",
 )
 FORK = LauncherSpec(
@@ -112,6 +121,7 @@ FORK = LauncherSpec(
     interactive=True,
     needs_function=True,
     requires=REQUIRES,
+    options_type=NoOptions,
     description="runs a function in a forked process per XLA device; works in notebooks",
 )
 SPAWN = LauncherSpec(
@@ -119,12 +129,14 @@ SPAWN = LauncherSpec(
     "fabric_xla.launcher:XLASpawnLauncher",
     needs_function=True,
     requires=REQUIRES,
+    options_type=NoOptions,
     description="runs a function in a fresh process per XLA device",
 )
 FILE = CheckpointIOSpec(
     "xla_file",
     "fabric_xla.checkpoint_io:XLAFile",
     requires=REQUIRES,
+    options_type=NoOptions,
     description="one file that torch.load reads anywhere, also without torch_xla",
 )
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from fabric_core.cli.named import DECIDED_BY, is_named, named_specs
+from fabric_core.cli.named import DECIDED_BY, named_specs
 from fabric_core.registry import default_registry
 from fabric_core.settings import flag
-from fabric_core.specs import PartSpec
+from fabric_core.specs import PartSpec, PrecisionSpec
 
 if TYPE_CHECKING:
     from fabric_core.resolve.declared import Option
@@ -26,7 +26,8 @@ class PartsCommand(click.Command):
         """List the command's own options, then those of each part that was named."""
         super().format_options(ctx, formatter)
         for spec in _named(ctx.meta.get(_FLAGS, {})):
-            with formatter.section(f"Options of the {spec.kind} {spec.name!r}{_scope(spec)}"):
+            scope = f" for {', '.join(_scope(spec))}" if _scope(spec) else ""
+            with formatter.section(f"Options of the {spec.kind} {spec.name!r}{scope}"):
                 _write_options(spec, formatter)
 
 
@@ -38,15 +39,17 @@ def show_help(ctx: click.Context, flags: Mapping[str, str]) -> NoReturn:
 
 
 def _named(flags: Mapping[str, str]) -> Iterator[PartSpec]:
+    """The parts that are named; of precisions of one name, those that are made for the strategy that is named."""
+    registry = default_registry()
+    strategies = {name for spec in named_specs(flags, "strategy", registry) for name in spec.names}
     for kind in DECIDED_BY:
-        if is_named(flags, kind):
-            yield from named_specs(flags, kind, default_registry())
+        specs = list(named_specs(flags, kind, registry))
+        yield from [spec for spec in specs if strategies & set(_scope(spec))] or specs
 
 
-def _scope(spec: PartSpec) -> str:
-    """What tells precisions of one name apart."""
-    scopes = [*getattr(spec, "strategies", ()), *getattr(spec, "accelerators", ())]
-    return f" for {', '.join(scopes)}" if spec.kind == "precision" and scopes else ""
+def _scope(spec: PartSpec) -> tuple[str, ...]:
+    """The strategies that a precision is made for."""
+    return spec.strategies if isinstance(spec, PrecisionSpec) else ()
 
 
 def _write_options(spec: PartSpec, formatter: click.HelpFormatter) -> None:
@@ -64,6 +67,11 @@ def _write_options(spec: PartSpec, formatter: click.HelpFormatter) -> None:
 def _line(option: Option, spec: PartSpec) -> str:
     from fabric_core.resolve.declared import REQUIRED
 
-    default = spec.options.get(option.name, option.default)
-    usual = "has to be given" if default is REQUIRED else f"default: {default!r}"
-    return f"{option.help} [{option.form.words}; {usual}]".strip()
+    default, words = spec.options.get(option.name, option.default), option.form.words
+    if default is REQUIRED:
+        words += "; has to be given"
+    elif default is None:
+        words = words.removesuffix(" or none")
+    else:
+        words += f"; default: {default!r}"
+    return f"{option.help.replace('``', '')} [{words}]".strip()

@@ -107,17 +107,17 @@ SCALARS: Mapping[Any, Scalar] = {
     str: Scalar("a text", lambda value: isinstance(value, str), str, 9),
     Path: Scalar("a path", lambda value: isinstance(value, Path), Path, 10),
 }
-CONTAINERS: Mapping[Any, Callable[[list[Any]], Any]] = {
-    list: list,
-    tuple: tuple,
-    set: set,
-    frozenset: frozenset,
-    Sequence: list,
-    Collection: list,
-    Iterable: list,
-    Set: set,
+CONTAINERS: Mapping[Any, tuple[type, ...]] = {
+    list: (list,),
+    tuple: (tuple,),
+    set: (set,),
+    frozenset: (frozenset,),
+    Sequence: (list, tuple),
+    Collection: (list, tuple, set, frozenset),
+    Iterable: (list, tuple, set, frozenset),
+    Set: (set, frozenset),
 }
-"""What an annotation of several values is made with."""
+"""What several values may lie in, by annotation; whatever else they come in, they are put into the first."""
 
 FUNCTION: Any = Callable
 TABLES = (dict, Mapping, MutableMapping)
@@ -133,7 +133,7 @@ class OneOf(Form):
     @property
     def words(self) -> str:  # type: ignore[override]
         """All of them."""
-        return f"one of {', '.join(map(repr, self.values))}"
+        return f"{'one of ' if len(self.values) > 1 else ''}{', '.join(map(repr, self.values))}"
 
     def take(self, value: Any) -> Any:
         """The value, when it is listed; ``True`` is not 1."""
@@ -155,19 +155,20 @@ class OneOf(Form):
 class Several(Form):
     """A list, tuple or set, of any number of values of one form, or of one value per form."""
 
-    container: Callable[[list[Any]], Any]
+    containers: tuple[type, ...]
     forms: tuple[Form, ...]
     endless: bool
+    eager = 7
 
     @property
     def words(self) -> str:  # type: ignore[override]
         """How many, and of what."""
         if self.endless:
-            return f"a list ({self.forms[0].words}, any number of times)"
-        return f"a list of {len(self.forms)} ({', then '.join(form.words for form in self.forms)})"
+            return f"a list (each {self.forms[0].words})"
+        return f"a list ({', then '.join(form.words for form in self.forms)})"
 
     def take(self, value: Any) -> Any:
-        """The same values in the container that the field names."""
+        """The same values, in a container that the field names."""
         return self._each("take", value)
 
     def load(self, value: Any) -> Any:
@@ -181,10 +182,12 @@ class Several(Form):
         return self._each("read", [word.strip() for word in text.split(",") if word.strip()])
 
     def _each(self, door: str, values: Any) -> Any:
-        _demand(values, isinstance(values, list | tuple | set | frozenset))
-        forms = self.forms * len(values) if self.endless else self.forms
-        _demand(values, len(forms) == len(values))
-        return self.container([getattr(form, door)(value) for form, value in zip(forms, values, strict=True)])
+        _demand(values, isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping))
+        entries = list(values)
+        forms = self.forms * len(entries) if self.endless else self.forms
+        _demand(values, len(forms) == len(entries))
+        container = type(values) if type(values) in self.containers else self.containers[0]
+        return container([getattr(form, door)(entry) for form, entry in zip(forms, entries, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,8 @@ class Either(Form):
 
     def load(self, value: Any) -> Any:
         """A path is the object that it leads to, where one is wanted; else by the first that takes or reads it."""
-        things = tuple(form for form in self.forms if isinstance(form, Thing | Anything))
+        is_path = isinstance(value, str) and PATH.fullmatch(value)
+        things = tuple(form for form in self.forms if isinstance(form, Thing | Anything) and is_path)
         for forms, door in ((things, "load"), (self.forms, "take")):
             try:
                 return self._first(forms, door, value)
@@ -328,6 +332,8 @@ def _several(origin: Any, inside: tuple[Any, ...]) -> Form:
 def _thing(cls: type) -> Form:
     if cls is FUNCTION:
         return Thing("a function", callable)
+    if cls is type:
+        return Thing("a class", lambda value: isinstance(value, type))
     return Thing(f"a {cls.__qualname__}", lambda value: isinstance(value, cls))
 
 
