@@ -111,40 +111,65 @@ def _give_run() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def alone(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Makes the folder of a fresh environment with one wheel and what it declares to depend on, and nothing else.
+def fresh(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes the folder of a fresh environment with a wheel of ours and what it declares to depend on, and nothing else.
 
-    The dependencies are those of the environment that runs the tests, by links: PyTorch is too large to be installed
-    again.
+    It is asked for as pip would be, such as ``"fabric-core[testing]"``. The dependencies are those of the environment
+    that runs the tests, by links: PyTorch is too large to be installed again.
     """
 
-    @functools.cache
-    def make(distribution: str) -> Path:
-        folder = tmp_path_factory.mktemp(f"alone-{distribution}")
+    def make(requirement: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"alone-{Requirement(requirement).name}")
         venv.create(folder, symlinks=os.name != "nt", with_pip=False)
         python = folder / SCRIPTS / "python"
-        needed = closure(distribution.replace("_", "-"))
+        needed = closure(requirement)
         dependencies = folder / "dependencies"
         dependencies.mkdir()
         for path in {path for name in needed if not name.startswith("fabric-") for path in places_of(name)}:
             (dependencies / path.name).symlink_to(path)
         site = _run(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=folder)
         Path(site.strip(), "dependencies.pth").write_text(f"{dependencies}\n", encoding="utf-8")
-        ours = [wheel for name, wheel in wheels.items() if name.replace("_", "-") in needed]
-        _run(
-            *(sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"),
-            *("install", "--no-index", "--no-deps", *ours),
-            cwd=folder,
-        )
+        install([wheel for name, wheel in wheels.items() if name.replace("_", "-") in needed], folder)
         return folder
 
     return make
 
 
-def closure(name: str) -> set[str]:
-    """The distributions that one needs, itself included, by normalised name, as their metadata says."""
+def install(ours: list[Path], environment: Path) -> None:
+    """Install wheels into an environment, and nothing that they depend on."""
+    _run(
+        *(sys.executable, "-m", "pip", "--python", environment / SCRIPTS / "python"),
+        *("--disable-pip-version-check", "install", "--no-index", "--no-deps", *ours),
+        cwd=environment,
+    )
+
+
+@pytest.fixture(scope="session", name="install")
+def _give_install() -> Callable[[list[Path], Path], None]:
+    """`install`, for tests, which cannot import from here."""
+    return install
+
+
+@pytest.fixture(scope="session")
+def alone(fresh: Callable[[str], Path]) -> Callable[[str], Path]:
+    """As `fresh`, by import name; the same folder for all who ask for it, so that nothing may be changed in it."""
+
+    @functools.cache
+    def make(distribution: str) -> Path:
+        return fresh(distribution.replace("_", "-"))
+
+    return make
+
+
+def closure(text: str) -> set[str]:
+    """The distributions that one needs, itself included, by normalised name, as their metadata says.
+
+    Args:
+        text: Its name, perhaps with extras in brackets.
+    """
+    asked = Requirement(text)
     found: set[str] = set()
-    waiting = [(name, frozenset[str]())]
+    waiting = [(asked.name, frozenset(asked.extras))]
     while waiting:
         name, extras = waiting.pop()
         name = canonicalize_name(name)
