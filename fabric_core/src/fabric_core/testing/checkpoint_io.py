@@ -361,7 +361,7 @@ def _bits(tensor: torch.Tensor) -> bytes:
 
 
 def _seeded() -> random.Random:
-    return random.Random(0)  # noqa: S311
+    return random.Random(0)
 
 
 @contextlib.contextmanager

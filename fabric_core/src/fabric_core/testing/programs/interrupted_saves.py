@@ -40,7 +40,7 @@ def main(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _killed(io: Any, path: Path, kills: int) -> dict[str, Any]:
-    chance = random.Random(0)  # noqa: S311
+    chance = random.Random(0)
     seconds = _seconds_of_a_save(io, path)
     newest, damaged = 1, []
     for _ in range(kills):
