@@ -1,4 +1,4 @@
-"""The checks of a checkpoint io: the same bits come back, and whatever happens, the old file or the new one is there."""
+"""The checks of a checkpoint io: the same bits come back, and at any moment the old file or the new one is there."""
 
 from __future__ import annotations
 
@@ -178,11 +178,8 @@ class CheckpointIOConformance(PartConformance):
         for path, content in self._harmed(tmp_path):
             for length in [0, 1, len(content) - 1, *_seeded().sample(range(len(content)), HARMED // 2)]:
                 path.write_bytes(content[:length])
-                with pytest.raises(CheckpointError), _quiet():
-                    self.make().load(self._path(tmp_path))
-                    pytest.fail(
-                        f"{path.name} is loaded, though it ends after {length} of {len(content)} bytes"
-                    )
+                harm = f"it ends after {length} of {len(content)} bytes"
+                assert self._is_refused(tmp_path), f"{path.name} is loaded, though {harm}"
 
     def test_flipped_bits_are_noticed(self, tmp_path: Path) -> None:
         """Anywhere: weights that are wrong and load are worse than a file that does not."""
@@ -203,8 +200,7 @@ class CheckpointIOConformance(PartConformance):
         path = self._path(tmp_path)
         for content in (b"", b"not a checkpoint", bytes(range(256)) * 20, b"PK\x03\x04" + b"\0" * 100):
             path.write_bytes(content)
-            with pytest.raises(CheckpointError), _quiet():
-                self.make().load(path)
+            assert self._is_refused(tmp_path), f"it loads something from {content[:20]!r}"
 
     def test_code_in_a_checkpoint_is_not_executed(self, tmp_path: Path) -> None:
         """``weights_only``, the default, refuses what asks for more than values."""
@@ -297,6 +293,15 @@ class CheckpointIOConformance(PartConformance):
             self.make().save(self._path(folder), state)
             found: dict[str, Any] = self.make().load(self._path(folder))
         return found
+
+    def _is_refused(self, folder: Path) -> bool:
+        """Whether loading is a `CheckpointError`; any other error goes through."""
+        try:
+            with _quiet():
+                self.make().load(self._path(folder))
+        except CheckpointError:
+            return True
+        return False
 
     def _harmed(self, folder: Path) -> Iterator[tuple[Path, bytes]]:
         """Every file of a checkpoint with its content, to be harmed and restored, one at a time."""

@@ -26,8 +26,8 @@ Written = tuple[str, float, "int | None"]
 class LoggerConformance(PartConformance):
     """Checks of a logger.
 
-    A subclass states `options_for` and `written`; and `break_sink`, without which nothing shows that a training outlives
-    its sink.
+    A subclass states `options_for` and `written`; and `break_sink`, without which nothing shows that a training
+    outlives its sink.
 
     Attributes:
         relative_error: How much of a number may be lost: 0 by default; 1e-6 for a sink that keeps float32.
@@ -150,9 +150,14 @@ class LoggerConformance(PartConformance):
 
     def test_a_failed_run_keeps_what_was_logged(self, tmp_path: Path) -> None:
         """An exception in the middle of a training: what led to it is what one wants to see."""
-        with pytest.raises(RuntimeError, match="the training fails"), self._fabric(tmp_path) as fabric:
-            fabric.log("loss", 1.5, step=4)
-            raise RuntimeError("the training fails")
+
+        def train() -> None:
+            with self._fabric(tmp_path) as fabric:
+                fabric.log("loss", 1.5, step=4)
+                raise RuntimeError("the training fails")
+
+        with pytest.raises(RuntimeError, match="the training fails"):
+            train()
         self._compare(tmp_path, [("loss", 1.5, 4)])
 
     def test_saving_and_closing_twice_writes_nothing_twice(self, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from fabric_core.testing.ranks import on_ranks
 class PrecisionConformance(PartConformance):
     """Checks of a precision.
 
-    A subclass states its table of number formats; what it leaves out is float32, or follows from the others. Formats are
-    ``torch.dtype`` objects or their names.
+    A subclass states its table of number formats; what it leaves out is float32, or follows from the others. Formats
+    are ``torch.dtype`` objects or their names.
 
     Attributes:
         weights: What ``setup`` makes of a model in float32. float32 by default.

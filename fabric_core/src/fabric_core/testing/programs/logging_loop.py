@@ -9,8 +9,8 @@ def main(arguments: dict[str, Any]) -> int:
     """Log a number, a tensor, and the rank.
 
     Args:
-        arguments: ``fabric``: arguments of ``Fabric``; ``logger``: its kind and name; ``options``: with which it is made,
-            by rank.
+        arguments: ``fabric``: arguments of ``Fabric``; ``logger``: its kind and name; ``options``: with which it is
+            made, by rank.
     """
     import os
 
