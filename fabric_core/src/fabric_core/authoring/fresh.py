@@ -46,7 +46,7 @@ class Offered:
 
 
 def read_entry(subject: Subject, entry: Entry) -> tuple[list[Offered], list[Finding]]:
-    """Import a hooks module in fresh processes, and load what its specs point at in a last one.
+    """Import a hooks module in two fresh processes. The second hashes otherwise, and loads what the specs point at.
 
     Returns:
         What it offers, and what is wrong.
@@ -54,9 +54,12 @@ def read_entry(subject: Subject, entry: Entry) -> tuple[list[Offered], list[Find
     first = _ask(subject, entry, seed=0)
     if isinstance(first, Finding):
         return [], [first]
-    findings = [*_told(first), *_light(subject, entry, first), *_steady(subject, entry, first)]
-    loaded = _ask(subject, entry, seed=0, load=True)
-    findings += [loaded] if isinstance(loaded, Finding) else _told(loaded)
+    second = _ask(subject, entry, seed=1, load=True)
+    findings = [*_told(first), *_light(subject, entry, first)]
+    if isinstance(second, Finding):
+        findings.append(second)
+    else:
+        findings += [*_told(second), *_steady(entry, first, second)]
     offered = [Offered(one["spec"], Path(one["file"]), one["line"]) for one in first["specs"]]
     return offered, list(dict.fromkeys(findings))
 
@@ -88,25 +91,18 @@ def _light(subject: Subject, entry: Entry, answer: dict[str, Any]) -> Iterator[F
         yield Finding(entry.file, 0, "light", message)
 
 
-def _steady(subject: Subject, entry: Entry, answer: dict[str, Any]) -> Iterator[Finding]:
-    if not answer["same"]:
-        yield Finding(
-            entry.file, 0, "deterministic", "Its hooks yield other specs when they are called again."
-        )
-        return
-    other = _ask(subject, entry, seed=1)
-    if isinstance(other, Finding) or other["specs"] != answer["specs"]:
+def _steady(entry: Entry, one: dict[str, Any], other: dict[str, Any]) -> Iterator[Finding]:
+    if not (one["same"] and other["same"]):
+        message = "Its hooks yield other specs when they are called again."
+        yield Finding(entry.file, 0, "deterministic", message)
+    elif one["specs"] != other["specs"]:
+        pairs = zip(one["specs"], other["specs"], strict=False)
+        line = next((mine["line"] for mine, its in pairs if mine != its), 0)
         message = (
             "Its hooks yield other specs, or in another order, in another process: on two ranks the same name would "
             "mean different parts. A set has no order that lasts; sort it."
         )
-        yield Finding(entry.file, _first_difference(answer, other), "deterministic", message)
-
-
-def _first_difference(one: dict[str, Any], other: dict[str, Any] | Finding) -> int:
-    """The line of the first spec that differs; 0 when the other process did not get that far."""
-    pairs = [] if isinstance(other, Finding) else zip(one["specs"], other["specs"], strict=False)
-    return next((mine["line"] for mine, its in pairs if mine != its), 0)
+        yield Finding(entry.file, line, "deterministic", message)
 
 
 def _ask(subject: Subject, entry: Entry, *, seed: int, load: bool = False) -> dict[str, Any] | Finding:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import pluggy
-
+from fabric_core import hookspecs
 from fabric_core.authoring.places import Place, Places
-from fabric_core.errors import FabricError
+from fabric_core.errors import FabricError, listing
 from fabric_core.hookspecs import PART_HOOKS
 from fabric_core.plan import plain
 from fabric_core.registry import loading
@@ -45,9 +45,9 @@ class Reading:
     faults: list[tuple[str, str, Place]] = field(default_factory=list)
     same: bool = True
 
-    def fault(self, check: str, error: BaseException, places: Places) -> None:
-        """Keep something that was raised."""
-        where = places.of_error(error) or self.place
+    def fault(self, check: str, error: BaseException, places: Places, default: Place | None = None) -> None:
+        """Keep something that was raised, where the author's line is not known at a default."""
+        where = places.of_error(error) or default or self.place
         self.faults.append((check, f"{type(error).__name__}: {error}", where))
 
 
@@ -146,21 +146,44 @@ def _noting(
 
 
 def _ask(module: ModuleType, reading: Reading, made: dict[int, Place], places: Places) -> None:
-    manager = loading.new_manager()
-    try:
-        manager.register(module, name=PLUGIN)
-    except pluggy.PluginValidationError as error:
-        reading.faults.append(("hooks", str(error).replace("\n", " "), reading.place))
-        return
+    manager, sound = loading.new_manager(), {}
+    for name, function, hook in _implementations(module):
+        told = _wrong_argument(hook, function)
+        if told:
+            reading.faults.append(("hooks", told, places.of_definition(function) or reading.place))
+        else:
+            sound[name] = function
+    manager.register(SimpleNamespace(**sound), name=PLUGIN)
     for hook in PART_HOOKS:
         try:
             specs = list(loading.specs_of(manager, PLUGIN, hook))
             again = list(loading.specs_of(manager, PLUGIN, hook))
         except (Exception, SystemExit) as error:
-            reading.fault("specs", error, places)
+            reading.fault("specs", error, places, places.of_definition(getattr(module, hook, None)))
             continue
         reading.same = reading.same and list(map(spec_data, specs)) == list(map(spec_data, again))
         reading.specs += [(hook, spec, made.get(id(spec), reading.place)) for spec in specs]
+
+
+def _implementations(module: ModuleType) -> Iterator[tuple[str, Any, str]]:
+    """What a module marks as hooks that exist: its name, the function, and the hook."""
+    manager = loading.new_manager()
+    for name in dir(module):
+        marker = manager.parse_hookimpl_opts(module, name)
+        hook = (marker and marker["specname"]) or name
+        if marker and hook in loading.HOOKS:
+            yield name, getattr(module, name), hook
+
+
+def _wrong_argument(hook: str, function: Any) -> str:
+    """What a hook asks for and is not given, as a sentence; empty when there is no such thing."""
+    given = inspect.signature(getattr(hookspecs, hook)).parameters
+    wrong = [name for name in inspect.signature(function).parameters if name not in given]
+    return (
+        f"The hook {hook!r} is not called with {listing(wrong)}. It is given: {listing(given)}."
+        if wrong
+        else ""
+    )
 
 
 def spec_data(spec: PartSpec | CommandSpec) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,7 +85,9 @@ def _is_own(error: ModuleNotFoundError, bench: Bench) -> bool:
 
 def _near(cause: BaseException | None) -> str:
     if isinstance(cause, AttributeError) and inspect.ismodule(cause.obj):
-        return did_you_mean(str(cause.name), [name for name in dir(cause.obj) if not name.startswith("_")])
+        names = {name.lower(): name for name in dir(cause.obj) if not name.startswith("_")}
+        near = difflib.get_close_matches(str(cause.name).lower(), names, n=1)
+        return f". Did you mean {names[near[0]]!r}?" if near else ""
     return ""
 
 
@@ -98,10 +101,11 @@ def _not_installed(
     told = f"{_name(spec)} is not checked further: it"
     if missing:
         return "targets", f"{told} needs {listing(missing)}, which is not here.", place, "advice"
-    if canonical(module) in absent or (absent and canonical(module) not in bench.stated):
+    bringing = [name for name in absent if canonical(module) in name]  # "yaml" is of "pyyaml"
+    if bringing:
         sentence = (
-            f"{told} imports {module!r}, which is not here; nor is what the distribution states to need: "
-            f"{listing(absent)}. If an extra brings it, state it in requires=(…) as well."
+            f"{told} imports {module!r}, which is not here; nor is {listing(bringing)}, which the distribution states "
+            "to need. If an extra brings it, state it in requires=(…) as well."
         )
         return "targets", sentence, where, "advice"
     sentence = (

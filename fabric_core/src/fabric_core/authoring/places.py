@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 Place = tuple[str, int]
+
+_DEFINES = re.compile(r"\s*(async\s+)?(def|class)\s")
 
 
 class Places:
@@ -52,7 +55,9 @@ class Places:
     def of_definition(self, defined: Any) -> Place | None:
         """Where a class or function is defined; ``None`` when that is not in the author's files."""
         try:
-            file, line = inspect.getsourcefile(defined), inspect.findsource(defined)[1] + 1
+            file, (lines, first) = inspect.getsourcefile(defined), inspect.findsource(defined)
         except (OSError, TypeError):  # made at run time, or written in C
             return None
-        return (str(file), line) if self.is_own(file) else None
+        below = range(first, len(lines))  # the first line may be that of a decorator
+        line = next((index for index in below if _DEFINES.match(lines[index])), first)
+        return (str(file), line + 1) if self.is_own(file) else None
