@@ -16,7 +16,7 @@ from fabric_core.contracts.strategy import Strategy, Surroundings
 from fabric_core.errors import BrokenPluginError, FabricError, OptionsError, listing, unknown_option
 from fabric_core.plan import Choice, Plan
 from fabric_core.resolve.asked import kind_of_class
-from fabric_core.resolve.declared import options_class
+from fabric_core.resolve.declared import REQUIRED, declared_options, options_class
 from fabric_core.resolve.forms import Late
 from fabric_core.specs import LoggerSpec
 from fabric_core.targets import import_target
@@ -100,8 +100,10 @@ def _found(value: Any, name: str, choice: Choice) -> Any:
 
 def _check_together(choice: Choice, options: dict[str, Any]) -> None:
     """Let the dataclass that declares the options say what it thinks of all of them at once."""
-    if not options or choice.spec.options_type is None:
+    declared = declared_options(choice.spec) if options else None
+    if declared is None:
         return
+    _check_complete(choice, [option.name for option in declared.values() if option.default is REQUIRED])
     try:
         options_class(choice.spec)(**options)
     except FabricError:
@@ -121,7 +123,12 @@ def _check_options(cls: type, choice: Choice) -> None:
     for name in choice.options:
         if name not in known:
             raise unknown_option(f"The {choice.kind} {choice.name!r}", name, known)
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    _check_complete(
+        choice, [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    )
+
+
+def _check_complete(choice: Choice, required: list[str]) -> None:
     missing = [name for name in required if name not in choice.options]
     if missing:
         raise OptionsError(f"The {choice.kind} {choice.name!r} needs a value for {listing(missing)}.")

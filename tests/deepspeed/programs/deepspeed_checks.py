@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from fabric_core import Fabric
-from fabric_deepspeed.consolidate import consolidate
+from fabric_deepspeed.command import deepspeed_consolidate
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 FOLDER = Path()
@@ -540,7 +540,8 @@ def a_checkpoint_of_others(opened: Any) -> float | None:
         with opened() as fabric:
             state = fresh(fabric, seed=7)
             if path.is_dir() and "deepspeed" not in fabric.plan.strategy.name:
-                torch.save(consolidate(path), whole := path.with_suffix(".whole"))
+                whole = path.with_suffix(".whole")
+                deepspeed_consolidate.main([str(path), str(whole), "--force"], standalone_mode=False)
                 path = whole
             fabric.load(path, state)
             continued(3, 6, state, fabric.backward, mine)
