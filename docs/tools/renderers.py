@@ -47,21 +47,24 @@ def contract(path: str) -> str:
 
 
 def checks(path: str) -> str:
-    """What a class of the conformance kit takes and what it proves: ``checks package.module:Class``."""
+    """What a class of the conformance kit takes and what it looks at: ``checks package.module:Class``.
+
+    What it shares with the classes of every kind is left to the regions of these.
+    """
     cls = sources.load(path)
-    doc = docstrings.parse(cls.__doc__)
-    taken = [
-        (f"`{name}`", text)
-        for base in _own_bases(cls)
-        for name, text in docstrings.parse(base.__doc__).entries("Attributes")
+    bases = [b for b in _own_bases(cls) if b is cls or b.__module__ != "fabric_core.testing.conformance"]
+    taken = dict(
+        entry for b in reversed(bases) for entry in docstrings.parse(b.__doc__).entries("Attributes")
+    )
+    methods = [m for base in bases for m in sources.members(base) if isinstance(m, Method) and m.doc]
+    stated = [m for m in methods if not m.name.startswith("test_")]
+    looked = [m for m in methods if m.name.startswith("test_")]
+    parts = [
+        *docstrings.parse(cls.__doc__).paragraphs,
+        table(("attribute", "meaning"), [(f"`{name}`", text) for name, text in taken.items()]),
+        table(("method that may be stated", "what for"), [(f"`{m.name}`", _first(m)) for m in stated]),
+        table(("check", "what it looks at"), [(f"`{m.name}`", _first(m)) for m in looked]),
     ]
-    proved = [
-        (f"`{member.name}`", docstrings.parse(member.doc).summary)
-        for base in _own_bases(cls)
-        for member in sources.members(base)
-        if isinstance(member, Method) and member.name.startswith("test_")
-    ]
-    parts = [*doc.paragraphs, table(("attribute", "meaning"), taken), table(("check", "proves that"), proved)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -110,6 +113,11 @@ RENDERERS: Mapping[str, Callable[[str], str]] = {
 
 def _own_bases(cls: type) -> list[type]:
     return [base for base in cls.__mro__ if base.__module__.startswith("fabric_")]
+
+
+def _first(member: Member) -> str:
+    """The first paragraph about a member."""
+    return docstrings.parse(member.doc).summary
 
 
 def _duty(member: Member) -> str:
