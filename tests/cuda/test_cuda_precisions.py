@@ -75,7 +75,7 @@ def test_what_is_not_installed_is_named_with_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
     monkeypatch.setattr(probes, "cuda", lambda: Inventory((0,)))
-    monkeypatch.setattr("fabric_core.resolve.asked.installed_version", lambda _: None)
+    monkeypatch.setattr("fabric_core.requirements.installed_version", lambda _: None)
     with pytest.raises(MissingRequirementError, match=f"pip install '{package}"):
         resolve(Request(accelerator="cuda", precision=name), Registry(environ={}))
 

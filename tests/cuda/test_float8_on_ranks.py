@@ -80,6 +80,6 @@ def test_float8_is_found_by_name_under_each_of_these_strategies(
     from fabric_cuda.accelerators import probes
 
     monkeypatch.setattr(probes, "cuda", lambda: Inventory((0, 1)))  # pretended
-    monkeypatch.setattr("fabric_core.resolve.asked.installed_version", lambda _: "99")
+    monkeypatch.setattr("fabric_core.requirements.installed_version", lambda _: "99")
     plan = resolve(Request(accelerator="cuda", strategy=strategy, precision="float8"), Registry(environ={}))
     assert (plan.precision.name, plan.strategy.name) == ("float8", strategy)

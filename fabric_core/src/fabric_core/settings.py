@@ -23,7 +23,7 @@ from fabric_core.specs import KINDS
 FILES: Mapping[str, tuple[str, ...]] = {"fabric.toml": (), "pyproject.toml": ("tool", "fabric")}
 """The files in the order in which a folder is searched, and the table of each that is ours."""
 
-_NAMES_US = re.compile(rb"""(?m)(?:^|[.{,\[])\s*["']?fabric["']?\s*[.\]=]""")
+_NAMES_US = re.compile(rb"""(?m)(?:^|[.{,\[])\s*["']?fabric["']?\s*(?:[.\]=]|$)""")
 """What a file contains when it has a table ``tool.fabric``, however that is written. Most projects' files do not."""
 
 
@@ -105,9 +105,9 @@ def _read(found: Any, path: str, prefix: str) -> Iterator[OptionTable]:
                 f"{did_you_mean(hyphenated(kind), kinds)} Kinds: {', '.join(kinds)}."
             )
         for name, values in _entries(parts, path, f"{before}{written}"):
-            source = f"[{before}{written}.{name}] in {path}"
-            options = {option.replace("-", "_"): value for option, value in _entries(values, path, source)}
-            yield OptionTable(kind, name.strip().lower(), options, source)
+            title = f"{before}{written}.{name}"
+            options = {option.replace("-", "_"): value for option, value in _entries(values, path, title)}
+            yield OptionTable(kind, name.strip().lower(), options, f"[{title}] in {path}")
 
 
 def _entries(found: Any, path: str, where: str) -> Iterator[tuple[str, Any]]:
