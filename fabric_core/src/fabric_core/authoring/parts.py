@@ -180,8 +180,12 @@ def _declared(spec: PartSpec, cls: type, place: Place) -> Iterator[Told]:
         if name not in known:
             yield "options", f"{sentence} does not take.{did_you_mean(name, known)}", place, "error"
         elif not _same_default(option.default, known[name]):
-            told = f"{sentence} has with another default: {known[name]!r} there, {option.default!r} here."
-            yield "options", told, place, "error"
+            defaults = f"{_default(known[name])} there, {_default(option.default)} here"
+            yield "options", f"{sentence} has with another default: {defaults}.", place, "error"
+
+
+def _default(value: Any) -> str:
+    return "none" if value is REQUIRED or value is inspect.Parameter.empty else repr(value)
 
 
 def _same_default(declared: Any, default: Any) -> bool:
