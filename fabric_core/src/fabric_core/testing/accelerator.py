@@ -15,8 +15,8 @@ import torch
 from fabric_core import Fabric
 from fabric_core.plan import Request
 from fabric_core.registry import default_registry
+from fabric_core.requirements import missing_requirements
 from fabric_core.resolve import resolve
-from fabric_core.resolve.asked import missing_requirements
 from fabric_core.resolve.hardware import probe, probed
 from fabric_core.specs import Inventory
 from fabric_core.testing.conformance import PartConformance
@@ -188,7 +188,7 @@ class AcceleratorConformance(PartConformance):
     def test_batches_arrive_on_the_device_in_their_order(self) -> None:
         """The same ones, none lost, none twice, whatever runs ahead."""
         for device in self._devices().values():
-            given = [
+            given: list[Any] = [
                 (torch.full((4,), number), {"deep": [torch.tensor(number), "text"]}) for number in range(9)
             ]
             arrived = list(self._moved(iter(given), device))

@@ -72,7 +72,7 @@ class CheckpointIOConformance(PartConformance):
 
     def test_plain_values_come_back_as_what_they_were(self, tmp_path: Path) -> None:
         """Numbers, texts in any script, None, truth values, and containers in each other, each of its own type."""
-        given: dict[str, Any] = {
+        given: dict[Any, Any] = {
             "none": None,
             "truth": [True, False],
             "numbers": [0, -1, 2**63 - 1, -(2**63), 0.1, -0.0, float("inf"), 1e-320],
@@ -292,11 +292,11 @@ class CheckpointIOConformance(PartConformance):
     def _path(self, folder: Path) -> Path:
         return folder / f"state{self.suffix}"
 
-    def _there_and_back(self, state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    def _there_and_back(self, state: Mapping[Any, Any], folder: Path) -> dict[Any, Any]:
         """Saved by one object and loaded by another."""
         with _quiet():
             self.make().save(self._path(folder), state)
-            found: dict[str, Any] = self.make().load(self._path(folder))
+            found: dict[Any, Any] = self.make().load(self._path(folder))
         return found
 
     def _is_refused(self, folder: Path) -> bool:

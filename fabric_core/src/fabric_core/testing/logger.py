@@ -175,7 +175,12 @@ class LoggerConformance(PartConformance):
         """And it is not needed again: what it had is written when ``Fabric.close`` returns."""
         fabric, seen = self._fabric(tmp_path), []
         finalize = fabric.logger.finalize
-        fabric.logger.finalize = lambda status: (seen.append(status), finalize(status))
+
+        def noted(status: str) -> None:
+            seen.append(status)
+            finalize(status)
+
+        fabric.logger.finalize = noted
         with fabric:
             fabric.log_dict({"a": torch.tensor(1.5), "b": 2}, step=0)
         fabric.close()

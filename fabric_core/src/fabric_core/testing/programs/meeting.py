@@ -20,7 +20,7 @@ def main(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exchange(part: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     from fabric_core.registry import default_registry
     from fabric_core.testing.parts import made
