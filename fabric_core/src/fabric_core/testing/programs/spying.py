@@ -25,7 +25,8 @@ class Spy(os._Environ):  # type: ignore[type-arg]
 
     def __getitem__(self, key: str) -> str:
         self._note(key)
-        return super().__getitem__(key)
+        value: str = super().__getitem__(key)
+        return value
 
     def __iter__(self) -> Iterator[str]:
         self._note("all variables")
@@ -52,7 +53,7 @@ def spied_environment(modules: list[str]) -> dict[str, list[str]]:
     """
     before = dict(os.environ)
     spy = Spy({module.partition(".")[0] for module in modules})
-    os.environ = spy  # type: ignore[assignment]  # noqa: B003  it is the same environment, seen through the spy
+    os.environ = spy  # noqa: B003  it is the same environment, seen through the spy
     for name in modules:
         module = importlib.import_module(name)
         for hook, function in inspect.getmembers(module, inspect.isfunction):
