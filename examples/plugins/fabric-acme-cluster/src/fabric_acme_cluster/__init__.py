@@ -1,0 +1,1 @@
+"""Jobs of Acme's scheduler as a plugin of fabric-core."""

@@ -1,0 +1,1 @@
+"""Training in simulated 8-bit floating point, as a plugin of fabric-core."""
