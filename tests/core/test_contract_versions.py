@@ -29,7 +29,6 @@ FROZEN = Path(__file__).parent / "frozen"
 KIND = "precision"
 
 SHA256 = {
-    "__init__.py": "7a0aab0fdd105c973185edf9caf192df7c32fed439f9867be6e301eded6b2337",
     "hooks.py": "2b84bdcf8a26a4e0e02e9dc0f3800d8d2c80118b93b06c3543c332a316fed770",
     "light.py": "e81c179c0aee3185f5b07fb84340c6417dc399bf2db7dff04a4b42f3f398a9a9",
     "parts.py": "ca501d6d54ce345750fcbadd521c30f4952d9cb365fc44c05f9769b2a37a1a4c",
@@ -204,6 +203,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Variables of a process that finds the frozen plugin installed, and the programs that use it."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(FROZEN / "version_1" / "frozen_one", folder / "frozen_one")
+    (folder / "frozen_one" / "__init__.py").touch()
     info = folder / "frozen_one-1.0.dist-info"
     info.mkdir()
     requirements = "Requires-Dist: click\nRequires-Dist: fabric-core\nRequires-Dist: torch>=2.0\n"
