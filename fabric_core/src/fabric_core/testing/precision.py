@@ -264,7 +264,9 @@ class PrecisionConformance(PartConformance):
             trained.good_step()
             before = _flat_state(trained.optimizer)
             trained.overflow()
-            assert _flat_state(trained.optimizer) == before
+            assert _flat_state(trained.optimizer) == before, (
+                "a skipped step changes the state of the optimizer"
+            )
 
     def test_good_steps_raise_the_scale(self) -> None:
         """A scale that only ever falls loses more and more small gradients."""
@@ -293,6 +295,8 @@ class PrecisionConformance(PartConformance):
             second.module.load_state_dict(of_module)
             second.optimizer.load_state_dict(of_optimizer)
             assert second.scale() == first.scale(), "the scale is not what was saved"
+            restored = repr(second.precision.state_dict())
+            assert restored == repr(of_precision), f"of the state {of_precision}, only {restored} is restored"
             for trained in (first, second):
                 trained.good_step()
                 trained.overflow()

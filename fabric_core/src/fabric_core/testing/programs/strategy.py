@@ -41,11 +41,11 @@ def main(arguments: dict[str, Any]) -> None:
     for section in arguments["sections"]:
         name, *more = section.split(":")
         with _watched(folder / file_name(section, size, rank, "hung"), arguments["patience"]):
+            path = folder / file_name(section, size, rank, "pt")
             try:
-                found = {"facts": SECTIONS[name](task.in_section(section), *more)}
+                _write(path, {"facts": SECTIONS[name](task.in_section(section), *more)})
             except Exception:
-                found = {"error": traceback.format_exc()}
-            _write(folder / file_name(section, size, rank, "pt"), found)
+                _write(path, {"error": traceback.format_exc()})
             _wait_for([folder / file_name(section, size, each, "pt") for each in range(size)])
 
 
@@ -58,6 +58,7 @@ def file_name(section: str, size: int, rank: int, suffix: str) -> str:
 def _write(path: Path, found: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(found, part)
+    torch.load(part, weights_only=True)  # what is no plain value is an error here, and not where it is read
     part.replace(path)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,6 +150,21 @@ def failing_files(task: Task) -> dict[str, Any]:
         return {"unwritable": unwritable, "missing": missing}
 
 
+def written(task: Task) -> dict[str, Any]:
+    """Whether this rank asks the checkpoint io to write."""
+    with task.fabric() as fabric:
+        checkpoint_io, asked = fabric.strategy.surroundings.checkpoint_io, []
+        save = checkpoint_io.save
+
+        def noted(path: Path, checkpoint: Mapping[str, Any]) -> None:
+            asked.append(path)
+            save(path, checkpoint)
+
+        checkpoint_io.save = noted
+        fabric.save(task.own, {"step": 1})
+        return {"writes": bool(asked)}
+
+
 @contextmanager
 def _told() -> Iterator[dict[str, Any]]:
     """What a block raises."""
@@ -183,4 +199,5 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "grouped": grouped,
     "dealt": dealt,
     "failing files": failing_files,
+    "written": written,
 }

@@ -13,10 +13,11 @@ import torch
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 
-from fabric_core.testing.plain_loop import CASES, GLOBAL_BATCH, Parameters, make
+from fabric_core.testing.plain_loop import CASES, GLOBAL_BATCH, Parameters, make, probe
 from fabric_core.testing.programs.task import Task
 from fabric_core.testing.programs.training import Training
 
+FAILURE = "the backward pass fails"
 MIDDLE = 7  # windows, after which a checkpoint is made
 
 
@@ -123,16 +124,30 @@ def norms(task: Task) -> dict[str, Any]:
 
 
 def weights(task: Task) -> dict[str, Any]:
-    """What is trained when every rank has begun with weights of its own; and what ``init_module`` makes."""
-    found: dict[str, Any] = {}
+    """What a model computes of which every rank has had weights of its own."""
     with task.fabric() as fabric:
         raw, optimizers, _ = make(CASES["plain"], seed=100 + fabric.global_rank, build=task.build)
         model, *_ = fabric.setup(raw, *optimizers)
         with torch.no_grad():
-            from fabric_core.testing.plain_loop import probe
+            return {"outputs": model(fabric.to_device(probe())).cpu().clone()}
 
-            found["outputs"] = model(fabric.to_device(probe())).cpu()
-    return found
+
+def failing_backward(task: Task) -> dict[str, Any]:
+    """What comes out of a backward pass that fails on every rank."""
+    with task.fabric() as fabric:
+        step = _OneStep(fabric, task)
+        inputs, targets = next(iter(step.loader))
+        loss = mse_loss(step.model(inputs), targets)
+        loss.register_hook(_fail)
+        try:
+            fabric.backward(loss, model=step.model)
+        except Exception as error:
+            return {"raised": str(error)}
+        return {"raised": ""}
+
+
+def _fail(_: torch.Tensor) -> None:
+    raise ValueError(FAILURE)
 
 
 class _OneStep:
@@ -200,4 +215,5 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "held": held,
     "norms": norms,
     "weights": weights,
+    "failing backward": failing_backward,
 }

@@ -72,7 +72,7 @@ class Training:
         """What the model makes of the probe, on this rank."""
         with torch.no_grad():
             output: torch.Tensor = self.model(self.fabric.to_device(probe()))
-        return output.cpu()
+        return output.cpu().clone()  # plain, also where it was the promise of a collective
 
     def result(self, folder: Path) -> Trained:
         """What came out. Called on every rank."""

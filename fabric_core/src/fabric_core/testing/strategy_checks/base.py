@@ -170,7 +170,7 @@ class StrategyChecks(PartConformance):
 
 SECTIONS = (
     *("closing", "unused", "ranks", "gathered", "reduced", "sent", "waited", "grouped", "dealt"),
-    *("failing files", "weights", "gradients", "held", "norms"),
+    *("failing files", "written", "weights", "gradients", "held", "norms", "failing backward"),
 )
 """What every strategy goes through, once."""
 

@@ -13,7 +13,7 @@ import torch
 from fabric_core.build import build
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.strategy import Strategy
-from fabric_core.errors import UnsupportedError
+from fabric_core.errors import OptionsError, UnsupportedError
 from fabric_core.registry import default_registry
 from fabric_core.resolve.asked import overlap
 from fabric_core.specs import AcceleratorSpec
@@ -64,13 +64,23 @@ class Description(StrategyChecks):
 
     def test_ranks_are_those_of_the_cluster_environment(self) -> None:
         """On the second process of the second node, the global rank is 3, and the local one 1."""
-        if self.spec.processes == "single" or (self.spec.max_devices or 4) < 4:
-            pytest.skip("it has one process")
+        self._need_four()
         strategy = self._attached()
         found = (strategy.global_rank, strategy.local_rank, strategy.node_rank, strategy.world_size)
         assert found == (3, 1, 1, 4), "global_rank, local_rank, node_rank, world_size"
         assert strategy.root_device == torch.device("meta", 1)
         strategy.teardown()
+
+    def test_processes_of_all_nodes_read_different_shards(self) -> None:
+        """The second process of the second node has the last of four shards of the data, where there are four."""
+        self._need_four()
+        strategy = self._attached()
+        replicas, rank = (strategy.sampler_arguments[name] for name in ("num_replicas", "rank"))
+        strategy.teardown()
+        assert 0 <= rank < replicas, f"it reads shard {rank} of {replicas}"
+        assert replicas != 4 or rank == 3, (
+            f"rank 3 of 4, on the second node, reads shard {rank}, as another rank does"
+        )
 
     def test_it_can_be_sent_to_a_new_process(self) -> None:
         """Where its launcher runs a function in processes that do not inherit memory, pickling gives it back."""
@@ -96,21 +106,27 @@ class Description(StrategyChecks):
         other = {name for name in taken if _differ(taken[name], declared[name])}
         assert not other, f"the defaults of {sorted(other)} are not those of the constructor"
 
+    def _need_four(self) -> None:
+        if self.spec.processes == "single" or (self.spec.max_devices or 4) < 4:
+            pytest.skip("it has no four processes")
+
     def _attached(self) -> Strategy:
         """The strategy in the second process of the second node."""
         plan, error = self.plan_or_error()
         assert plan is not None, str(error)
         here = build(plan).strategy.surroundings
-        strategy: Strategy = self.make()
-        strategy.attach(
-            replace(
-                here,
-                cluster_environment=_SecondOfSecond(),
-                devices=(torch.device("meta", 0), torch.device("meta", 1)),
-                processes_per_node=2,
-                num_nodes=2,
-            )
+        there = replace(
+            here,
+            cluster_environment=_SecondOfSecond(),
+            devices=(torch.device("meta", 0), torch.device("meta", 1)),
+            processes_per_node=2,
+            num_nodes=2,
         )
+        strategy: Strategy = self.make()
+        try:
+            strategy.attach(there)
+        except OptionsError as error:
+            pytest.skip(f"its options are not for four processes: {error}")
         return strategy
 
 

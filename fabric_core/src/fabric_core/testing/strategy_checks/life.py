@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fabric_core.testing.programs.failing import MESSAGE
+from fabric_core.testing.programs.strategy_training import FAILURE
 from fabric_core.testing.ranks import Ended
 from fabric_core.testing.strategy_checks.base import StrategyChecks
 from fabric_core.testing.strategy_checks.jobs import Told
@@ -62,6 +63,13 @@ class Life(StrategyChecks):
         assert codes == [0] * len(codes), self.jobs().ended[0].err[-4000:]
 
     # -- failing --------------------------------------------------------------------------------------------------
+
+    def test_an_exception_in_a_backward_pass_comes_out(self) -> None:
+        """On the rank on which it was raised; otherwise the step would go on without gradients."""
+        for rank, facts in enumerate(self.facts("failing backward")):
+            assert facts["raised"] == FAILURE, (
+                f"on rank {rank} the backward pass raises {facts['raised'] or 'nothing'}"
+            )
 
     def test_a_failing_rank_ends_the_job_with_an_error(self) -> None:
         """Its exit code is that of a Python program that ends with an exception."""

@@ -52,6 +52,11 @@ class State(StrategyChecks):
         for rank, facts in enumerate(self.facts(f"resume:{self._comparable()[0]}:{saved}", resumed)):
             assert facts["changed"] == [], f"on rank {rank}"
 
+    def test_a_checkpoint_is_written_by_rank_zero_only(self) -> None:
+        """The checkpoint io is asked to write on no other rank: they would write over each other."""
+        for rank, facts in enumerate(self.facts("written")):
+            assert rank == 0 or not facts["writes"], f"rank {rank} writes the file as well"
+
     def test_a_checkpoint_that_cannot_be_written_is_an_error_on_every_rank(self) -> None:
         """A ``CheckpointError``, and no rank that waits for another."""
         for rank, facts in enumerate(self.facts("failing files")):

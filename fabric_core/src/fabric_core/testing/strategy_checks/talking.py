@@ -85,7 +85,9 @@ class Talking(StrategyChecks):
         for facts in self.facts("sent"):
             for src in {0, last}:
                 got = facts[str(src)]
-                assert got["rank"] == src
+                assert got["rank"] == src, (
+                    f"a broadcast from rank {src} gives the object of rank {got['rank']}"
+                )
                 _same(got["tensor"], torch.full((2, 2), float(src)))
                 assert got["nested"] == [("text", None), {"at": 0.5 + src}]
             _same(facts["tensor"], torch.full((2, 2), float(last)))
@@ -124,7 +126,8 @@ class Talking(StrategyChecks):
         samplers = [facts["sampler"] for facts in self.facts("dealt")]
         replicas = {arguments["num_replicas"] for arguments in samplers}
         assert len(replicas) == 1, f"the ranks do not agree about num_replicas: {samplers}"
-        assert {arguments["rank"] for arguments in samplers} == set(range(*replicas))
+        read = {arguments["rank"] for arguments in samplers}
+        assert read == set(range(*replicas)), f"of {replicas.pop()} shards the ranks read {sorted(read)}"
 
     @pytest.mark.parametrize("order", ["in order", "shuffled"])
     def test_every_sample_is_seen_once(self, order: str) -> None:
