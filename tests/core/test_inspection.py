@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fabric_core import AcceleratorSpec, Inventory, PrecisionSpec, StrategySpec
+from fabric_core.cli import OWN
+from fabric_core.hookspecs import OWN_COMMANDS
 from fabric_core.resolve.pairs import pairs
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ def answer(fabric: Run, *args: str, code: int = 0, **more: Any) -> Any:
     ended = fabric(*args, "--json", **more)
     assert (ended.returncode, ended.stderr) == (code, "")
     return json.loads(ended.stdout)
+
+
+def test_no_distribution_can_take_the_name_of_a_command_of_ours() -> None:
+    assert tuple(OWN) == OWN_COMMANDS
 
 
 # -- list and info ---------------------------------------------------------------------------------------------------

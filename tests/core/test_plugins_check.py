@@ -255,6 +255,7 @@ IN_TOML = [
     Fault("core not stated", planted('    "fabric-core>=0.1",\n', "", TOML), "core", TOML, "dependencies = [", "fabric-core"),
     Fault("upper bound", planted("core>=0.1", "core>=0.1,<2", TOML), "core", TOML, "core>=0.1,<2", "upper bound (<2)"),
     Fault("compatible release", planted("core>=0.1", "core~=0.1", TOML), "core", TOML, "core~=0.1", "(~=0.1)"),
+    Fault("dynamic", planted("dependencies = [\n    \"click>=8.1\",\n    \"fabric-core>=0.1\",\n]\n", "dynamic = [\"dependencies\"]\n", TOML), "core", TOML, "dynamic", "not checked before it is built", "advice"),
     Fault("no requirement", planted("click>=8.1", "click>=8.1 or so", TOML), "requires", TOML, "or so", "no requirement"),
     Fault("too wide", planted("click>=8.1", "click>=7.0", TOML), "requires", TOML, "click>=7.0", "lets pip install 7.0"),
     Fault("no bound", planted("click>=8.1", "click", TOML), "requires", TOML, '"click"', "any old version"),
@@ -266,6 +267,7 @@ IN_TOML = [
 ]  # fmt: skip
 
 IN_HOOKS = [
+    Fault("command of ours", planted('CommandSpec("acme"', 'CommandSpec("run"'), "clash", HOOK, 'CommandSpec("run"', "has the name of a command of the core"),
     Fault("raises", with_hook("raise RuntimeError('not today')"), "import", HOOK, "not today", "RuntimeError: not today"),
     Fault("syntax", with_hook("def x(:"), "import", HOOK, "def x(:", "SyntaxError"),
     Fault("leaves", with_hook("import os; os._exit(3)"), "import", HOOK, "", "ended the process with code 3"),

@@ -99,3 +99,6 @@ PART_HOOKS: tuple[str, ...] = (
     "fabric_cli_commands",
 )
 """The hooks that yield specs; each yields specs of one type."""
+
+OWN_COMMANDS: tuple[str, ...] = ("run", "explain", "plugins", "doctor")
+"""The words after ``fabric`` that no distribution can take."""

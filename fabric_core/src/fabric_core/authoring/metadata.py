@@ -19,7 +19,13 @@ UPPER = ("<", "<=", "==", "===", "~=")
 
 def check_core(subject: Subject) -> Iterator[Finding]:
     """The dependency on the core: there, and without an upper bound."""
-    if subject.dependencies is None or canonical(subject.name) == OWN_DISTRIBUTION:
+    if canonical(subject.name) == OWN_DISTRIBUTION:
+        return
+    if subject.dependencies is None:
+        message = (
+            "Its dependencies are dynamic, so that they are not checked before it is built and installed."
+        )
+        yield Finding(subject.metadata, subject.line("dynamic"), "core", message, "advice")
         return
     stated = [
         one for one in subject.dependencies if canonical(one.name) == OWN_DISTRIBUTION and not one.extra

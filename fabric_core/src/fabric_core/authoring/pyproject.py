@@ -20,6 +20,8 @@ else:
     import tomli as tomllib
 
 FILE = "pyproject.toml"
+KEYS = ("dependencies", "dynamic", "readme", "license", "license-files")
+"""Of the table ``[project]``: those that findings are about."""
 
 
 def read_project(folder: Path) -> tuple[Subject | None, list[Finding]]:
@@ -54,7 +56,7 @@ def read_project(folder: Path) -> tuple[Subject | None, list[Finding]]:
 def _subject(
     file: Path, text: str, stated: dict[str, Any], project: dict[str, Any]
 ) -> tuple[Subject | None, list[Finding]]:
-    lines = {key: _line(text, rf"{key} ") for key in ("dependencies", "readme", "license", "license-files")}
+    lines = {key: _line(text, rf"{key} ") for key in KEYS}
     lines["project"] = _line(text, "[project]")
     modules = _modules(project)
     if not modules:
