@@ -62,7 +62,7 @@ def licence_named(text: str) -> tuple[str, str]:
     known = {name.lower(): name for name in licences()}
     if text.lower() not in known:
         raise ConfigurationError(
-            f"There is no text of a licence {text!r} here.{did_you_mean(text, known.values())} There are: "
+            f"There is no text of a licence {text!r} here.{did_you_mean(text, known)} There are: "
             f"{', '.join(known.values())}. For another one, make the plugin first; then replace LICENSE, and "
             "'license' in pyproject.toml."
         )

@@ -72,8 +72,8 @@ def names_for(asked: str, kind: Kind) -> Names:
     name = re.sub(r"[-_.]+", "-", asked.lower()).removeprefix(PREFIX)
     if not _FORM.fullmatch(name):
         raise ConfigurationError(
-            f"A plugin cannot be named {asked!r}. A name has letters a to z, digits and single '-' between them, at most "
-            "32 in all, and begins with a letter, such as 'acme' or 'acme-cluster'."
+            f"A plugin cannot be named {asked!r}. A name has letters a to z, digits and single '-' between them, at "
+            "most 32 in all, and begins with a letter, such as 'acme' or 'acme-cluster'."
         )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name == "auto":
         raise ConfigurationError(
@@ -92,7 +92,7 @@ def check_free(names: Names, kind: Kind, registry: Registry) -> None:
     for offer in registry.offers(kind.name):
         if names.name in (*offer.spec.names, *getattr(offer.spec, "groups", ())):
             raise ConfigurationError(
-                f"There is a {kind.name} {names.name!r} already, from {offer.distribution} {offer.version}. "
+                f"The {kind.name} {names.name!r} is there already, from {offer.distribution} {offer.version}. "
                 "Choose another name: with two of one name, users would have to say which they mean."
             )
     taken = _taken(names)
