@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fabric_core import Detection, Fabric, Registry, Request
+from fabric_core import Detection, Fabric, Registry, Request, requirements
 from fabric_core.errors import DevicesError, MissingRequirementError, UnsupportedError
-from fabric_core.resolve import asked, resolve
+from fabric_core.resolve import resolve
 from fabric_xla import probes
 from fabric_xla.hooks import STRATEGIES
 
@@ -39,17 +39,19 @@ def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch_xla be there, as far as plans are concerned."""
-    real = asked.installed_version
+    real = requirements.installed_version
     monkeypatch.setattr(
-        asked, "installed_version", lambda name: "2.9.0" if name == "torch_xla" else real(name)
+        requirements, "installed_version", lambda name: "2.9.0" if name == "torch_xla" else real(name)
     )
 
 
 @pytest.fixture
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch_xla be absent."""
-    real = asked.installed_version
-    monkeypatch.setattr(asked, "installed_version", lambda name: None if name == "torch_xla" else real(name))
+    real = requirements.installed_version
+    monkeypatch.setattr(
+        requirements, "installed_version", lambda name: None if name == "torch_xla" else real(name)
+    )
 
 
 def plan(**flags: Any) -> Any:

@@ -30,5 +30,5 @@ def deepspeed_consolidate(folder: Path, file: Path, force: bool, trust: bool) ->
     from fabric_core.parts.torch_file import TorchFile
     from fabric_deepspeed.consolidate import consolidate
 
-    TorchFile().save(consolidate(folder, weights_only=not trust), file)
+    TorchFile().save(file, consolidate(folder, weights_only=not trust))
     click.echo(f"{folder} is now in {file}.")
