@@ -21,6 +21,8 @@ STALE = 60.0
 """Seconds after which a lock beside which nothing is written any more is taken for what a killed build has left."""
 
 _SHARED_MEMORY = "deepspeed_shm_comm"
+_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""What DeepSpeed sets while it is imported, for the rest of the process and all that it starts."""
 
 
 def load(device_type: str) -> Any:
@@ -30,8 +32,9 @@ def load(device_type: str) -> Any:
         BrokenPluginError: It cannot be imported.
         UnsupportedError: It works with another kind of device in this process already.
     """
+    variables = {"DS_ACCELERATOR": device_type, _CHECK: os.environ.get(_CHECK, "1")}
     try:
-        with _environ({"DS_ACCELERATOR": device_type}), _known_warnings():
+        with _environ(variables), _known_warnings():
             deepspeed = importlib.import_module("deepspeed")
             accelerator = deepspeed.get_accelerator()
     except Exception as error:  # whatever a broken installation raises

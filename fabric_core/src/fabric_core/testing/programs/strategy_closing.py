@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -95,6 +96,7 @@ def _os_threads(at_most: int | None) -> int:
     """How many threads the operating system counts; when there are more than that, a moment later."""
     import psutil
 
+    gc.collect()  # what is garbage already is nothing that closing has left
     until = time.monotonic() + PATIENCE
     while True:
         count = int(psutil.Process().num_threads())
