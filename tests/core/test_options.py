@@ -25,8 +25,9 @@ from fabric_core import (
 )
 from fabric_core.build import make
 from fabric_core.plan import OptionTable, Plan
+from fabric_core.resolve.annotations import form_of
 from fabric_core.resolve.declared import REQUIRED, declared_options
-from fabric_core.resolve.forms import Late, Unfit, form_of
+from fabric_core.resolve.forms import Late, Unfit
 from fabric_core.resolve.options import check_preset
 
 if TYPE_CHECKING:

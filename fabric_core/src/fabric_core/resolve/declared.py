@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from fabric_core.errors import BrokenPluginError
-from fabric_core.resolve.forms import Form, form_of
+from fabric_core.resolve.annotations import form_of
+from fabric_core.resolve.forms import Form
 from fabric_core.specs import PartSpec
 from fabric_core.targets import import_target
 
