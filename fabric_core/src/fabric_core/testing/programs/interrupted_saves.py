@@ -44,12 +44,17 @@ def _killed(io: Any, path: Path, kills: int) -> dict[str, Any]:
     seconds = _seconds_of_a_save(io, path)
     newest, damaged = 1, []
     for _ in range(kills):
+        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            _save_for_ever(io, path, newest)
-        time.sleep(chance.uniform(0.2, 2.5) * seconds)
+            _save_for_ever(io, path, newest, writing)
+        os.close(writing)
+        if chance.random() < 0.7:  # else it may be the first save that is interrupted
+            os.read(reading, 1)
+        time.sleep(chance.uniform(0, 1.5) * seconds)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(reading)
         try:
             found = io.load(path)
         except Exception as error:
@@ -72,10 +77,11 @@ def _left_for_days(io: Any, path: Path) -> list[str]:
     return [entry.name for entry in path.parent.iterdir() if entry != path]
 
 
-def _save_for_ever(io: Any, path: Path, number: int) -> None:
+def _save_for_ever(io: Any, path: Path, number: int, told: int) -> None:
     while True:
         number += 1
         io.save(path, _state(number))
+        os.write(told, b".")
 
 
 def _seconds_of_a_save(io: Any, path: Path) -> float:
