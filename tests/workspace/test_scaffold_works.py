@@ -1,4 +1,4 @@
-"""What ``fabric plugins new`` makes works as it is made: its wheel builds, and passes its own tests where it is installed.
+"""What ``fabric plugins new`` makes works as it is made: its wheels build, and pass their tests where they are installed.
 
 One fresh environment holds the core and a new plugin of each kind, all from wheels.
 """
@@ -75,3 +75,86 @@ def test_a_new_plugin_passes_its_own_tests(
     report = json.loads((projects[kind] / "fabric-conformance.json").read_text(encoding="utf-8"))
     assert report["plugins"] == {f"fabric-acme-{kind}": "0.1.0"}
     assert kind.replace("-", " ") in {result["kind"] for result in report["results"]}
+
+
+TRAIN = """
+import torch
+from fabric_core import Fabric
+
+fabric = Fabric(
+    strategy="acme-strategy", accelerator="acme-accelerator", precision="acme-precision", devices=2,
+    plugins=["acme-launcher", "acme-checkpoint-io"], loggers=["acme-logger"], strategy_options={"timeout": 60.0},
+)
+fabric.launch()
+torch.manual_seed(fabric.global_rank)
+model = torch.nn.Linear(4, 1)
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+begin = [parameter.detach().clone() for parameter in model.parameters()]
+torch.manual_seed(7)
+inputs, targets = torch.randn(3, 8, 4), torch.randn(3, 8, 1)
+mine = slice(4 * fabric.global_rank, 4 * fabric.global_rank + 4)
+for step in range(3):
+    loss = torch.nn.functional.mse_loss(model(inputs[step, mine]), targets[step, mine])
+    fabric.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+    fabric.log("loss", loss, step=step)
+fabric.save("model.ckpt", {"model": model})
+fabric.close()
+
+plain = torch.nn.Linear(4, 1)
+with torch.no_grad():
+    for parameter, value in zip(plain.parameters(), begin):
+        parameter.copy_(value)
+optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+for step in range(3):
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = plain(inputs[step])
+    torch.nn.functional.mse_loss(outputs.float(), targets[step]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+for one, other, before in zip(model.parameters(), plain.parameters(), begin):
+    assert (one - before).abs().max() > 0.01
+    torch.testing.assert_close(one.detach(), other.detach(), rtol=0, atol=2e-3)
+"""
+
+
+def test_all_new_parts_train_together_on_two_processes(
+    environment: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    """The numbers of a plain loop over the whole batch; one checkpoint, and the lines of rank 0."""
+    (tmp_path / "train.py").write_text(TRAIN, encoding="utf-8")
+    run(environment / SCRIPTS / "python", "train.py", cwd=tmp_path, OMP_NUM_THREADS="1")
+    lines = (tmp_path / "acme-logger.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line).get("step") for line in lines] == [0, 1, 2, None]
+    assert json.loads(lines[-1])["status"] == "success"
+    assert (tmp_path / "model.ckpt").is_file()
+
+
+def test_new_plugins_are_clean_by_their_own_settings_and_by_ours(
+    projects: dict[str, Path], tmp_path: Path, root: Path, run: Callable[..., str]
+) -> None:
+    """Also with the longest name that there may be."""
+    tools = Path(sys.executable).parent
+    long = tmp_path / "long"
+    for kind in WORDS:
+        run(tools / "fabric", "plugins", "new", kind, "a" * 32, "--dir", long / kind, cwd=tmp_path)
+    for project in (*projects.values(), *long.iterdir()):
+        run(tools / "ruff", "check", "--no-cache", ".", cwd=project)
+    for project in projects.values():
+        ours = ("--config", root / "pyproject.toml", "--config", "src=['src']")
+        strangers = ("--config", "lint.isort.known-third-party=['fabric_core']")
+        run(tools / "ruff", "check", "--no-cache", *ours, *strangers, "src", cwd=project)
+
+
+def test_new_plugins_are_typed_strictly(
+    projects: dict[str, Path], tmp_path: Path, root: Path, run: Callable[..., str]
+) -> None:
+    sources = [project / "src" for project in projects.values()]
+    packages = [package.name for source in sources for package in source.iterdir()]
+    run(
+        *(sys.executable, "-m", "mypy", "--config-file", root / "pyproject.toml", "--cache-dir", tmp_path),
+        *(word for package in packages for word in ("-p", package)),
+        cwd=tmp_path,
+        MYPYPATH=os.pathsep.join(map(str, sources)),
+    )
