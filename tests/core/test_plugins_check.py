@@ -358,6 +358,31 @@ def test_what_is_no_project_is_an_error(tmp_path: Path) -> None:
         check_project(tmp_path / "not-there")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('[project.entry-points."fabric_core.plugins"]', "[project.entry-points]", "entry-points"),
+        ('client = ["acme-client>=2"]', 'client = "acme-client>=2"', "optional-dependencies"),
+        ('readme = "README.md"', "readme = 3", "readme"),
+        ('version = "1.0"', 'dynamic = "version"', "dynamic"),
+    ],
+)
+def test_a_table_of_another_shape_is_an_error_of_its_own(
+    old: str, new: str, key: str, tmp_path: Path
+) -> None:
+    findings = check_project(write(tmp_path, planted(old, new, TOML)))
+    (finding,) = findings
+    assert (finding.check, finding.line > 0) == ("toml", True)
+    assert finding.message.startswith(f"{key} has to be a ")
+
+
+@pytest.mark.parametrize(
+    "tool", ["hatch = 3", "hatch.build.targets.wheel.packages = 3", "poetry.packages = [3]", "uv = []"]
+)
+def test_odd_settings_of_a_build_backend_are_passed_over(tool: str, tmp_path: Path) -> None:
+    assert check_project(write(tmp_path, moved("src/", more=f"[tool]\n{tool}\n"))) == []
+
+
 # -- what is installed -----------------------------------------------------------------------------------------------
 
 

@@ -20,22 +20,36 @@ def source_folders(root: Path, stated: Mapping[str, Any]) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir() and folder.is_relative_to(root)]
 
 
-def _configured(tool: Mapping[str, Any]) -> Iterator[str]:
-    """What the settings of hatchling, setuptools, Poetry, PDM and uv say."""
-    for package in _get(tool, "hatch", "build", "targets", "wheel", "packages", default=()):
+FOLDERS = (
+    ("setuptools", "packages", "find", "where"),
+    ("setuptools", "package-dir", ""),
+    ("pdm", "build", "package-dir"),
+    ("uv", "build-backend", "module-root"),
+)
+"""The settings of build backends that name such a folder, or several."""
+
+
+def _configured(tool: Any) -> Iterator[str]:
+    """What the settings of build backends say."""
+    for package in _all(tool, "hatch", "build", "targets", "wheel", "packages"):
         yield str(Path(package).parent)
-    yield from _get(tool, "setuptools", "packages", "find", "where", default=())
-    yield from (_get(tool, "setuptools", "package-dir", "", default=None) or "src",)
-    for package in _get(tool, "poetry", "packages", default=()):
-        yield package.get("from", ".")
-    yield _get(tool, "pdm", "build", "package-dir", default="src")
-    yield _get(tool, "uv", "build-backend", "module-root", default="src")
+    packages = _get(tool, "poetry", "packages")
+    for package in packages if isinstance(packages, list) else ():
+        yield from _all(package, "from")
+    for keys in FOLDERS:
+        yield from _all(tool, *keys)
 
 
-def _get(tree: Any, *keys: str, default: Any) -> Any:
+def _all(tree: Any, *keys: str) -> list[str]:
+    """The text at the end of some keys, or the texts; none when there is no such thing."""
+    found = _get(tree, *keys)
+    return [entry for entry in (found if isinstance(found, list) else [found]) if isinstance(entry, str)]
+
+
+def _get(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return default if tree is None else tree
+    return tree
 
 
 def find_module(folders: list[Path], module: str) -> tuple[Path, Path] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,40 @@ def read_project(folder: Path) -> tuple[Subject | None, list[Finding]]:
         return None, [
             Finding(file, _line(text, "[project]"), "toml", "It has no table [project] that states a name.")
         ]
-    return _subject(file, text, stated, project)
+    odd = [
+        Finding(file, _line(text, key), "toml", f"{key} has to be {SHAPES[key][0]}.")
+        for key in _misshapen(project)
+    ]
+    return (None, odd) if odd else _subject(file, text, stated, project)
+
+
+def _misshapen(project: dict[str, Any]) -> list[str]:
+    """The keys of a table ``[project]`` whose values are of another sort than the standard says."""
+    return [key for key, (_, fits) in SHAPES.items() if key in project and not fits(project[key])]
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _tables(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())
+
+
+def _lists(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_texts, value.values()))
+
+
+SHAPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "dependencies": ("a list of texts", _texts),
+    "optional-dependencies": ("a table of lists of texts", _lists),
+    "dynamic": ("a list of texts", _texts),
+    "license-files": ("a list of texts", _texts),
+    "entry-points": ("a table of tables, one for each group", _tables),
+    "readme": ("a text or a table", lambda value: isinstance(value, str | dict)),
+    "license": ("a text or a table", lambda value: isinstance(value, str | dict)),
+}
+"""What is read of the table ``[project]``: what each key has to be, and whether a value is."""
 
 
 def _subject(
@@ -84,8 +117,7 @@ def _subject(
 
 
 def _modules(project: dict[str, Any]) -> list[str]:
-    group = project.get("entry-points", {}).get(ENTRY_POINT_GROUP, {})
-    return [str(module) for module in group.values()] if isinstance(group, dict) else []
+    return [str(module) for module in project.get("entry-points", {}).get(ENTRY_POINT_GROUP, {}).values()]
 
 
 def _missing(file: Path, line: int, module: str, folders: list[Path]) -> Finding:
