@@ -1,4 +1,4 @@
-"""What ``fabric plugins new`` makes works as it is made: its wheels build, and pass their tests where they are installed.
+"""What ``fabric plugins new`` makes works as it is: its wheels build, and pass their tests where they are installed.
 
 One fresh environment holds the core and a new plugin of each kind, all from wheels.
 """
@@ -18,41 +18,45 @@ from fabric_core.scaffold.kinds import WORDS
 
 SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 
 @pytest.fixture(scope="module")
-def projects(tmp_path_factory: pytest.TempPathFactory, run: Callable[..., str]) -> dict[str, Path]:
-    """A new plugin of each kind, by that kind."""
+def empty(fresh: Callable[[str], Path]) -> Path:
+    """A fresh environment with the core and the kit."""
+    return fresh("fabric-core[testing]")
+
+
+@pytest.fixture(scope="module")
+def projects(
+    empty: Path, tmp_path_factory: pytest.TempPathFactory, run: Callable[..., str]
+) -> dict[str, Path]:
+    """A new plugin of each kind, by that kind, made by what is in the core's wheel."""
     folder = tmp_path_factory.mktemp("projects")
-    fabric = Path(sys.executable).with_name("fabric")
     made = {}
     for kind in WORDS:
-        run(fabric, "plugins", "new", kind, f"acme-{kind}", cwd=folder)
+        run(empty / SCRIPTS / "fabric", "plugins", "new", kind, f"acme-{kind}", cwd=folder)
         made[kind] = folder / f"fabric-acme-{kind}"
     return made
 
 
 @pytest.fixture(scope="module")
-def built(
-    projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, run: Callable[..., str]
-) -> list[Path]:
-    """Their wheels."""
+def environment(
+    empty: Path,
+    projects: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    run: Callable[..., str],
+    install: Callable[[list[Path], Path], None],
+) -> Path:
+    """The same environment with the new plugins, from their wheels."""
     folder = tmp_path_factory.mktemp("built")
     for project in projects.values():
         run(
             *(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, project),
             cwd=folder,
         )
-    return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="module")
-def environment(
-    fresh: Callable[[str], Path], install: Callable[[list[Path], Path], None], built: list[Path]
-) -> Path:
-    """A fresh environment with the core, the kit and the new plugins."""
-    folder = fresh("fabric-core[testing]")
-    install(built, folder)
-    return folder
+    install(sorted(folder.iterdir()), empty)
+    return empty
 
 
 def test_every_new_part_is_listed_and_usable(environment: Path, run: Callable[..., str]) -> None:
@@ -68,6 +72,7 @@ def test_a_new_plugin_passes_its_own_tests(
     printed = run(
         *(environment / SCRIPTS / "python", "-m", "pytest", "-p", "no:cacheprovider"),
         cwd=projects[kind],
+        timeout=280,
         OMP_NUM_THREADS="1",
     )
     print(printed)
@@ -156,5 +161,6 @@ def test_new_plugins_are_typed_strictly(
         *(sys.executable, "-m", "mypy", "--config-file", root / "pyproject.toml", "--cache-dir", tmp_path),
         *(word for package in packages for word in ("-p", package)),
         cwd=tmp_path,
+        timeout=280,
         MYPYPATH=os.pathsep.join(map(str, sources)),
     )
