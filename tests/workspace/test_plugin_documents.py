@@ -312,8 +312,9 @@ def test_the_generated_parts_of_the_pages_are_what_the_code_says() -> None:
 
 
 def test_a_page_that_no_longer_says_what_the_code_says_is_found(tmp_path: Path) -> None:
-    shutil.copytree(PAGES, tmp_path, dirs_exist_ok=True)
     page = tmp_path / "strategy.md"
+    shutil.copy(PAGES / page.name, page)
+    assert generate(tmp_path).returncode == 0
     text = page.read_text(encoding="utf-8")
     page.write_text(text.replace("### `setup_module`", "### `set_up_module`"), encoding="utf-8")
     done = generate(tmp_path, "--check")
