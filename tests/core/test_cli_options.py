@@ -185,8 +185,8 @@ def test_options_reach_the_script_in_the_variable_of_fabric_run(fabric: Run, acm
         (
             ["--strategy=tuned", "--strategy.lvel=3"],
             (
-                "The strategy 'tuned' has no option 'lvel', which the command line states. Did you mean 'level'? It has: "
-                "level, mode, note."
+                "The strategy 'tuned' has no option 'lvel', which the command line states. Did you mean 'level'? "
+                "It has: level, mode, note."
             ),
         ),
         (
