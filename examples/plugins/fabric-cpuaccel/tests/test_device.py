@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fabric_core import BrokenPluginError, DevicesError, Fabric, UnsupportedError
 from fabric_cpuaccel.accelerator import CPUAccel, DeviceTensor
+from fabric_cpuaccel.hooks import REFUSED
 
 
 @pytest.fixture(autouse=True)
@@ -125,12 +126,27 @@ def test_copies_and_files_keep_values_and_device(device: torch.device) -> None:
         assert torch.equal(loaded["0.weight"].cpu(), module[0].weight.cpu())
 
 
+def test_a_process_may_be_forked_after_its_use(device: torch.device) -> None:
+    with Fabric(accelerator="cpuaccel", devices=2, strategy="ddp_fork") as fabric:
+        torch.ones(1, device=device)
+        assert sorted(fabric.launch(where)) == ["cpuaccel:0", "cpuaccel:1"]
+
+
+def where(fabric: Fabric) -> list[str]:
+    """The devices of all ranks, as tensors that were made on the kind of device alone say."""
+    fabric.barrier()  # the ranks join at their first verb
+    own = torch.full((1,), float(fabric.global_rank), device="cpuaccel")
+    assert own.device == fabric.device
+    return [f"cpuaccel:{int(rank)}" for rank in fabric.all_gather(own)]
+
+
 def test_what_cannot_work_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(**flags: Any) -> Fabric:
         return Fabric(accelerator="cpuaccel", **flags)
 
-    with pytest.raises(UnsupportedError, match="'fsdp' needs devices that PyTorch knows from C"):
-        asked(devices=2, strategy="fsdp")
+    for name in REFUSED:
+        with pytest.raises(UnsupportedError, match=f"'{name}' needs a device that is built into PyTorch"):
+            asked(devices=2, strategy=name)
     with pytest.raises(DevicesError, match="3 devices were asked for, but 'cpuaccel' has 2 here: 0, 1"):
         asked(devices=3)
     with (

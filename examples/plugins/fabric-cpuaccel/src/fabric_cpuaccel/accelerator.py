@@ -46,9 +46,7 @@ class DeviceTensor(Tensor):
     def __tensor_flatten__(self) -> tuple[list[str], torch.device]:
         return ["memory"], self.device
 
-    @staticmethod
-    def __tensor_unflatten__(inner: Any, device: torch.device, size: Any, stride: Any) -> Any:
-        return DeviceTensor(inner["memory"], device)
+    __tensor_unflatten__: Any = staticmethod(lambda inner, device, *_: DeviceTensor(inner["memory"], device))
 
 
 def compute(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +75,7 @@ def register() -> Any:
     """Tell PyTorch of the device, once in a process. It forgets the fallback when nobody keeps it."""
     module: Any = backend_registration._DummyBackendModule()
     module.device_count = lambda: len(probe().indices)
-    module.get_amp_supported_dtype = list
+    module.get_amp_supported_dtype, module.is_initialized = list, bool  # none, and no: a fork is safe
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=module)
     torch.library.impl("aten::_copy_from", NAME)(lambda x, to, *_: compute(aten.copy_.default, to, x))
     fallback: Any = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]

@@ -13,7 +13,8 @@ CPUACCEL = AcceleratorSpec(
     strategies={"many": "ddp", "many_nodes": "ddp", "notebook": "ddp_notebook"},
     description="devices that CPUACCEL_DEVICES=2 makes of the CPU",
 )
-REFUSED = ("dp", "fsdp", "fsdp_cpu_offload", "fsdp_hybrid", "context_parallel")
+SHARDED = ("fsdp", "fsdp_cpu_offload", "fsdp_hybrid", "context_parallel", "tensor_parallel")
+REFUSED = (*SHARDED, "dp", "ddp_spawn", "ddp_sharded_spawn")
 
 
 @hookimpl
@@ -24,8 +25,7 @@ def fabric_accelerators() -> Iterator[AcceleratorSpec]:
 
 @hookimpl
 def fabric_check_plan(plan: Plan) -> str | None:
-    """Say at once what would fail in the middle of PyTorch."""
-    refused = plan.accelerator.spec == CPUACCEL and plan.strategy.name in REFUSED
-    return (
-        f"{plan.strategy.name!r} needs devices that PyTorch knows from C++. Use 'ddp'." if refused else None
-    )
+    """Say at once what would fail in PyTorch."""
+    if plan.accelerator.spec == CPUACCEL and plan.strategy.name in REFUSED:
+        return f"{plan.strategy.name!r} needs a device that is built into PyTorch. Use strategy='ddp'."
+    return None

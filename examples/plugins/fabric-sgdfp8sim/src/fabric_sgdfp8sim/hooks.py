@@ -11,7 +11,7 @@ FP8 = PrecisionSpec(
     options_type="fabric_sgdfp8sim.options:Options",
     description="float32, with the factors of every product rounded to 8 bits",
 )
-STRICT = ("fsdp", "fsdp_cpu_offload", "fsdp_hybrid", "tensor_parallel")
+STRICT = ("fsdp", "fsdp_cpu_offload", "fsdp_hybrid", "context_parallel", "tensor_parallel")
 """Strategies that list the precisions that they know. What is made for them is welcome without being listed."""
 
 
