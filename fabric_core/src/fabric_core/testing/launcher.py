@@ -133,8 +133,9 @@ class LauncherConformance(PartConformance):
         """In a notebook or at a prompt; elsewhere it is one clear error there."""
         self.make()
         asked = json.dumps([self.name, dict(self.options)])
-        with self._program("-c", IN_A_PROMPT.format(mark=ANSWER), asked) as (process, _):
-            out, err = process.communicate(timeout=2 * self.seconds)
+        with self._program("-c", IN_A_PROMPT.format(mark=ANSWER), asked) as (process, folder):
+            _wait_for(process, 2 * self.seconds)
+            out, err = _printed(folder, "out"), _printed(folder, "err")
         answers = [line.removeprefix(ANSWER) for line in out.splitlines() if line.startswith(ANSWER)]
         assert answers, f"without a script, it ends with {process.returncode} and no LaunchError:\n{err}"
         answer = json.loads(answers[-1])
@@ -191,16 +192,14 @@ class LauncherConformance(PartConformance):
         """``kill -9`` of the parent: orphans would hold the devices."""
         with self._waiting() as (process, pids):
             process.kill()
-            process.communicate()
+            process.wait()
             self._all_end(pids, "the parent was killed")
 
     def test_an_interrupt_ends_everything_within_seconds(self) -> None:
         """Ctrl-C, which a terminal sends to the whole group."""
         with self._waiting() as (process, pids):
             os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.communicate(timeout=15)
-            except subprocess.TimeoutExpired:
+            if not _wait_for(process, 15):
                 pytest.fail("15 s after Ctrl-C the script is still there")
             assert process.returncode != 0, "after Ctrl-C the script ends as if all was well"
             self._all_end(pids, "Ctrl-C")
@@ -212,7 +211,8 @@ class LauncherConformance(PartConformance):
         self.make()
         need_plan()
         with self._program("-m", "fabric_core.testing.programs.launched_training") as (process, folder):
-            _, err = process.communicate(timeout=4 * self.seconds)
+            _wait_for(process, 4 * self.seconds)
+            err = _printed(folder, "err")
             assert process.returncode == 0, err
             answers = [torch.load(file, weights_only=True) for file in sorted(folder.glob("trained-*.pt"))]
         assert len(answers) == 2, f"{len(answers)} of 2 ranks have trained\n{err}"
@@ -242,14 +242,10 @@ class LauncherConformance(PartConformance):
             process,
             folder,
         ):
-            try:
-                _, err = process.communicate(timeout=len(launches) * self.seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                _, err = process.communicate()
-                err += "\n(it was killed, because it took too long)"
+            ended = _wait_for(process, len(launches) * self.seconds)
             seconds = time.monotonic() - began
             left = end_leftovers(str(folder))
+            err = _printed(folder, "err") + ("" if ended else "\n(it was killed, because it took too long)")
             file = folder / "told.json"
             told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
             return {
@@ -268,7 +264,7 @@ class LauncherConformance(PartConformance):
             }
 
     @contextmanager
-    def _waiting(self) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    def _waiting(self) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
         """A script whose ranks wait to be ended, and their process ids."""
         self.make()
         with self._program("-m", "fabric_core.testing.programs.launches", launches=("wait",)) as (
@@ -279,33 +275,33 @@ class LauncherConformance(PartConformance):
             while len(files := list(folder.glob("wait-*.json"))) < 2:
                 if process.poll() is not None or time.monotonic() > until:
                     process.kill()
-                    pytest.fail(f"of 2 ranks {len(files)} came to life:\n{process.communicate()[1]}")
+                    pytest.fail(f"of 2 ranks {len(files)} came to life:\n{_printed(folder, 'err')}")
                 time.sleep(0.02)
             yield process, [_read(file)["pid"] for file in files]
 
     @contextmanager
     def _program(
         self, *words: str, launches: tuple[str, ...] = ()
-    ) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
         """A program in a process group of its own, with a folder; nothing of it is left afterwards."""
         asked = {"name": self.name, "options": dict(self.options), "launches": launches}
         with tempfile.TemporaryDirectory(prefix="fabric-conformance-") as name:
             Path(name, "asked.json").write_text(json.dumps(asked), encoding="utf-8")
-            process = subprocess.Popen(
-                [sys.executable, *words, *([name] if words[0] == "-m" else [])],
-                env=environment_without_a_job({MARK: name}),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+            with Path(name, "out").open("wb") as out, Path(name, "err").open("wb") as err:
+                process = subprocess.Popen(
+                    [sys.executable, *words, *([name] if words[0] == "-m" else [])],
+                    env=environment_without_a_job({MARK: name}),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    start_new_session=True,
+                )
             try:
                 yield process, Path(name)
             finally:
                 if process.poll() is None:
                     process.kill()
-                    process.communicate()
+                    process.wait()
                 end_leftovers(name)
 
     def _ended_for_rank_1(self, seen: Seen) -> None:
@@ -325,6 +321,21 @@ class LauncherConformance(PartConformance):
                 f"10 s after {after}, {len(left)} of {len(pids)} ranks are still there"
             )
             time.sleep(0.02)
+
+
+def _wait_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for a script, and not for what it has left behind; kill it when it takes longer than that."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return False
+    return True
+
+
+def _printed(folder: Path, stream: str) -> str:
+    return (folder / stream).read_text(encoding="utf-8", errors="replace")
 
 
 def _read(path: Path) -> dict[str, Any]:
