@@ -24,7 +24,7 @@ from fabric_core import ConfigurationError, Strategy
 from fabric_core.contracts.part import Part
 from fabric_core.scaffold import Made, make_plugin
 from fabric_core.scaffold.kinds import WORDS, kind_named
-from fabric_core.scaffold.licences import licences
+from fabric_core.scaffold.terms import licences
 from fabric_core.targets import import_target
 
 if sys.version_info >= (3, 11):

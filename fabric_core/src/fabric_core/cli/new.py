@@ -11,7 +11,7 @@ import click
 from fabric_core.registry import default_registry
 from fabric_core.scaffold import Made, make_plugin
 from fabric_core.scaffold.kinds import WORDS
-from fabric_core.scaffold.licences import DEFAULT, licences
+from fabric_core.scaffold.terms import DEFAULT, licences
 
 
 @click.command()

@@ -10,10 +10,10 @@ from fabric_core import __version__
 from fabric_core.contract_versions import CURRENT
 from fabric_core.registry import Registry
 from fabric_core.scaffold.kinds import Kind, kind_named
-from fabric_core.scaffold.licences import DEFAULT, Author, author_from, licence_named
 from fabric_core.scaffold.naming import Names, check_free, names_for
 from fabric_core.scaffold.placing import check_place, place
 from fabric_core.scaffold.rendering import render
+from fabric_core.scaffold.terms import DEFAULT, Author, author_from, licence_named
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fabric_core.errors import ConfigurationError, did_you_mean
 
-_FOLDER = Path(__file__).parent / "templates" / "licenses"
+_FOLDER = Path(__file__).parent / "templates" / "terms"
 
 DEFAULT = "Apache-2.0"
 
