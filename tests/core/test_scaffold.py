@@ -473,6 +473,7 @@ def test_nothing_is_ever_overwritten(fabric: Run, tmp_path: Path) -> None:
 def test_an_empty_folder_is_filled_also_the_one_where_one_stands(make: Any, tmp_path: Path) -> None:
     made = make(folder=Path("."))
     assert made.folder == tmp_path
+    assert make("logger", folder=Path("nowhere/../../elsewhere")).folder == tmp_path.parent / "elsewhere"
     assert {path.name for path in tmp_path.iterdir()} == {
         *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore", ".github", "src", "tests")
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -64,7 +65,7 @@ def make_plugin(
     names = names_for(name, what)
     spdx, terms = licence_named(licence)
     owner = author_from(f"The {names.distribution} developers" if author is None else author)
-    place_to_be = (Path(names.distribution) if folder is None else folder).absolute()
+    place_to_be = Path(os.path.abspath(names.distribution if folder is None else folder))
     check_free(names, what, registry)
     check_place(place_to_be)
     files = render(what, terms, _values(what, names, owner, spdx))
