@@ -50,7 +50,7 @@ format: $(STAMP) ## apply formatting and safe lint fixes
 	$(BIN)/ruff format .
 
 docs: $(STAMP) ## check the documents: their links, and the code in them
-	$(BIN)/python -m pytest tests/workspace/test_documents.py tests/workspace/test_plugin_documents.py
+	$(BIN)/python -m pytest tests/workspace/test_documents.py tests/workspace/test_plugin_*.py
 
 docs-write: $(STAMP) ## write the parts of docs/plugins that come from the code
 	$(BIN)/python docs/tools/generate.py docs/plugins
