@@ -12,10 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fabric_core.testing.places import KEPT
 from fabric_core.testing.ranks import JOB_VARIABLES, MARK, end_leftovers
 
 ANSWER = "conformance answer: "
 """How the line begins in which a fresh interpreter answers."""
+
+AT_FIRST = dict(os.environ)
+"""What this process has found in its environment, before it has imported a plugin."""
 
 
 def environment_without_a_job(others: Mapping[str, str]) -> dict[str, str]:
@@ -26,6 +30,8 @@ def environment_without_a_job(others: Mapping[str, str]) -> dict[str, str]:
 
 def ask(code: str, *arguments: str, environ: Mapping[str, str] | None = None, timeout: float = 60) -> Any:
     """Run code in a fresh interpreter; what it passes to ``answer(…)``, as JSON knows it.
+
+    It does not see variables that a plugin has set here meanwhile, so that the same can be found out anew.
 
     Args:
         code: Python, which finds its arguments in ``sys.argv[1:]``.
@@ -41,7 +47,7 @@ def ask(code: str, *arguments: str, environ: Mapping[str, str] | None = None, ti
     try:
         ended = subprocess.run(
             command,
-            env=environment_without_a_job(environ or {}),
+            env={**_at_first(), **(environ or {})},
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -52,6 +58,11 @@ def ask(code: str, *arguments: str, environ: Mapping[str, str] | None = None, ti
     assert ended.returncode == 0, f"a fresh process ended with {ended.returncode}:\n{ended.stderr}"
     assert answers, f"a fresh process did not answer:\n{ended.stderr}"
     return json.loads(answers[-1])
+
+
+def _at_first() -> dict[str, str]:
+    now = environment_without_a_job({})
+    return {name: value for name, value in now.items() if name in AT_FIRST or name in KEPT}
 
 
 def run_side_by_side(
