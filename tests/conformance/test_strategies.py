@@ -1,7 +1,7 @@
 """Our own strategies, through the kit that we give to others.
 
-Every strategy with every precision is in the matrix (tests/training/test_matrix.py). Here one precision more than
-float32 is enough to show that the kit finds the right loop to compare with.
+Every strategy with every precision, and in four processes, is in the matrix (tests/training/test_matrix.py). Here one
+precision more than float32 is enough to show that the kit finds the right loop to compare with.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TestDDPFork(StrategyConformance):
 
 class TestDP(StrategyConformance):
     name = "dp"
-    precisions = BOTH
+    precisions = FULL
 
 
 class TestShardedDDP(StrategyConformance):
@@ -63,12 +63,6 @@ class TestFSDPOffload(StrategyConformance):
     precisions = FULL
 
 
-class TestFSDPHybrid(StrategyConformance):
-    name = "fsdp_hybrid"
-    options = {"device_mesh": (2, 1)}
-    precisions = FULL
-
-
 class TestTensorParallel(StrategyConformance):
     name = "tensor_parallel"
     program = "divided_layers"
@@ -79,8 +73,7 @@ class TestTensorParallel(StrategyConformance):
 
 class TestContextParallel(StrategyConformance):
     name = "context_parallel"
-    precisions = BOTH
-    world_sizes = (2, 1)
+    precisions = FULL
 
 
 class TestLocalSGD(StrategyConformance):

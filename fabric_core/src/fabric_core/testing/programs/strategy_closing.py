@@ -18,6 +18,9 @@ from fabric_core.testing.programs.task import Task
 from fabric_core.testing.programs.training import Training
 
 PATIENCE = 2.0  # seconds that a thread or process is given to end
+NOT_ITS_OWN = (LISTEN_FD, "TORCHINDUCTOR_CACHE_DIR")
+"""Variables that others change meanwhile: a rank takes the socket that its starter has left open for it, once; and
+PyTorch notes where it keeps compiled code, when some part of it first asks for that."""
 
 
 def closing(task: Task) -> dict[str, Any]:
@@ -56,10 +59,7 @@ class _Left:
         return cls(_threads(), _children(), dict(os.environ))
 
     def since(self, before: _Left) -> dict[str, Any]:
-        """What has come since then; what is just ending is given a moment.
-
-        A rank takes the socket that its starter has left open for it once, and the variable with it.
-        """
+        """What has come since then; what is just ending is given a moment."""
         until = time.monotonic() + PATIENCE
         now = self
         while (now.threads - before.threads or now.children - before.children) and time.monotonic() < until:
@@ -68,7 +68,7 @@ class _Left:
         changed = {
             name
             for name in now.variables.keys() | before.variables.keys()
-            if name != LISTEN_FD and now.variables.get(name) != before.variables.get(name)
+            if name not in NOT_ITS_OWN and now.variables.get(name) != before.variables.get(name)
         }
         return {
             "threads": sorted(now.threads - before.threads),

@@ -35,7 +35,7 @@ class StrategyChecks(PartConformance):
     master_weights: ClassVar[tuple[str, ...]] = ()
     program: ClassVar[str] = ""
     environ: ClassVar[Mapping[str, str]] = {}
-    patience: ClassVar[float] = 30
+    patience: ClassVar[float] = 60
     _few: ClassVar[bool] = False
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
