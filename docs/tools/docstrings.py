@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SECTION = re.compile(r"(Args|Returns|Yields|Raises|Attributes|Example):")
@@ -77,7 +78,7 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table; nothing when it has no rows."""
     if not rows:
         return ""
