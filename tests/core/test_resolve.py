@@ -645,9 +645,8 @@ def test_options_of_the_user_lie_over_those_of_the_preset(shelf: Shelf) -> None:
 
 def test_a_part_for_another_version_of_the_contract_is_refused(shelf: Shelf) -> None:
     shelf.put("acme", strategy("future", api=2))
-    with pytest.raises(
-        ContractVersionError, match=r"strategy future \(from acme 1\) .*version 2 of its contract; .* speaks version 1\."
-    ) as caught:
+    told = r"strategy future \(from acme 1\) .*version 2 of its contract; .* speaks version 1\."
+    with pytest.raises(ContractVersionError, match=told) as caught:
         shelf.plan(strategy="future")
     assert "pip install --upgrade fabric-core" in str(caught.value)
 

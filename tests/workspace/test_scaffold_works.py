@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +138,41 @@ def test_all_new_parts_train_together_on_two_processes(
     assert (tmp_path / "model.ckpt").is_file()
 
 
+CLUSTER = TRAIN.replace('"acme-launcher", "acme-checkpoint-io"', '"acme-cluster-environment"').replace(
+    'loggers=["acme-logger"], ', ""
+)
+
+
+def test_the_new_cluster_environment_says_who_each_of_two_processes_is(
+    environment: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(
+        CLUSTER + "print(fabric.global_rank, fabric.plan.cluster_environment.name)\n", encoding="utf-8"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"WORLD_SIZE": 2, "LOCAL_SIZE": 2, "NODE_RANK": 0, "MAIN_ADDRESS": "127.0.0.1", "MAIN_PORT": port}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    processes = []
+    for rank in range(2):
+        values = {**job, "RANK": rank, "LOCAL_RANK": rank}
+        variables = {f"ACME_CLUSTER_ENVIRONMENT_{name}": str(value) for name, value in values.items()}
+        processes.append(
+            subprocess.Popen(
+                [environment / SCRIPTS / "python", "train.py"],
+                cwd=tmp_path,
+                env={**clean, **variables, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ended = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ended
+    assert [out for out, _ in ended] == [f"{rank} acme-cluster-environment\n" for rank in range(2)]
+
+
 def test_new_plugins_are_clean_by_their_own_settings_and_by_ours(
     projects: dict[str, Path], tmp_path: Path, root: Path, run: Callable[..., str]
 ) -> None:
@@ -164,3 +201,49 @@ def test_new_plugins_are_typed_strictly(
         timeout=280,
         MYPYPATH=os.pathsep.join(map(str, sources)),
     )
+
+
+BESIDE = """
+import sys
+import torch
+from fabric_core import Fabric, FabricError
+
+try:
+    with Fabric(strategy=sys.argv[1], accelerator="cpu", devices=1) as fabric:
+        model = fabric.setup(torch.nn.Linear(4, 1))
+        print(fabric.plan.strategy.identity, model(torch.ones(2, 4)).shape)
+except FabricError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_stranger_s_part_is_used_and_missed_as_ours_are(
+    environment: Path,
+    wheels: dict[str, Path],
+    install: Callable[[list[Path], Path], None],
+    tmp_path: Path,
+    run: Callable[..., str],
+) -> None:
+    """The last of this file: what it uninstalls stays away."""
+    python = environment / SCRIPTS / "python"
+    (tmp_path / "beside.py").write_text(BESIDE, encoding="utf-8")
+    install([wheels["fabric_backends"], wheels["fabric_cuda"]], environment)
+
+    def told(strategy: str) -> str:
+        return run(python, "beside.py", strategy, cwd=tmp_path, OMP_NUM_THREADS="1")
+
+    shape = "torch.Size([2, 1])"
+    assert told("acme-strategy") == f"acme-strategy (from fabric-acme-strategy 0.1.0) {shape}\n"
+    assert told("ddp").startswith("ddp (from fabric-backends ")
+    listed = run(environment / SCRIPTS / "fabric", "plugins", "list", "--json", cwd=tmp_path)
+    states = {part["distribution"]: part["state"] for part in json.loads(listed)["parts"]}
+    assert {f"fabric-acme-{kind}" for kind in WORDS} | {"fabric-backends"} <= set(states)
+
+    gone = ("fabric-acme-strategy", "fabric-cuda", "fabric-backends")
+    run(sys.executable, "-m", "pip", "--python", python, "uninstall", "--yes", *gone, cwd=tmp_path)
+    missed = told("acme-strategy")
+    assert missed.startswith("UnknownPluginError No strategy is named 'acme-strategy'.")
+    assert "Installed: single_device." in missed
+    missed = told("ddp")
+    assert missed.startswith("UnknownPluginError No strategy is named 'ddp'.")
+    assert missed.rstrip().endswith("pip install fabric-backends.")
