@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 JOB_VARIABLES = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK"),
@@ -133,19 +133,19 @@ def _clean() -> dict[str, str]:
 
 
 def _run(command: list[str], environ: Mapping[str, str], timeout: float) -> tuple[int | None, str, str]:
-    with subprocess.Popen(
-        command,
-        cwd=os.getcwd(),
-        env=dict(environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            command, cwd=os.getcwd(), env=dict(environ), stdout=out, stderr=err, start_new_session=True
+        )
         try:
-            out, err = process.communicate(timeout=timeout)
+            code: int | None = process.wait(timeout)  # and not for what it leaves behind
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            return None, out, err
-    return process.returncode, out, err
+            process.wait()
+            code = None
+        return code, _text(out), _text(err)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", errors="replace")
