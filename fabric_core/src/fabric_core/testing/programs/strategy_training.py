@@ -138,8 +138,7 @@ def failing_backward(task: Task) -> dict[str, Any]:
         step = _OneStep(fabric, task)
         inputs, targets = next(iter(step.loader))
         loss = mse_loss(step.model(inputs), targets)
-        hooked: Any = loss
-        hooked.register_hook(_fail)  # type: ignore[no-untyped-call]
+        loss.register_hook(_fail)  # type: ignore[no-untyped-call]
         try:
             fabric.backward(loss, model=step.model)
         except Exception as error:
