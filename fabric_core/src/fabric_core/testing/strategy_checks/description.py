@@ -15,7 +15,8 @@ from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.errors import OptionsError, UnsupportedError
 from fabric_core.registry import default_registry
-from fabric_core.resolve.asked import overlap
+from fabric_core.resolve.asked import choice_of_offer, overlap
+from fabric_core.resolve.strategies import check_strategy
 from fabric_core.specs import AcceleratorSpec
 from fabric_core.targets import import_target
 from fabric_core.testing.strategy_checks.base import StrategyChecks
@@ -54,8 +55,11 @@ class Description(StrategyChecks):
         """Where the spec states ``max_devices``."""
         if self.spec.max_devices is None:
             pytest.skip("it uses any number of devices")
-        _, error = self.plan_or_error(devices=str(self.spec.max_devices + 1))
-        assert isinstance(error, UnsupportedError), error
+        accelerator: Any = default_registry().one(AcceleratorSpec.kind, self.accelerator).spec
+        with pytest.raises(UnsupportedError):
+            check_strategy(
+                choice_of_offer(self.offer, "the kit asks"), accelerator, self.spec.max_devices + 1, 1
+            )
 
     def test_every_precision_that_it_claims_resolves(self) -> None:
         """Each of ``precisions`` is installed, and is one for it."""
@@ -68,8 +72,15 @@ class Description(StrategyChecks):
         strategy = self._attached()
         found = (strategy.global_rank, strategy.local_rank, strategy.node_rank, strategy.world_size)
         assert found == (3, 1, 1, 4), "global_rank, local_rank, node_rank, world_size"
-        assert strategy.root_device == torch.device("meta", 1)
         strategy.teardown()
+
+    def test_the_root_device_is_that_of_the_local_rank(self) -> None:
+        """The second process of a node has the second of its devices."""
+        self._need_four()
+        strategy = self._attached()
+        device = strategy.root_device
+        strategy.teardown()
+        assert device == torch.device("meta", 1)
 
     def test_processes_of_all_nodes_read_different_shards(self) -> None:
         """The second process of the second node has the last of four shards of the data, where there are four."""
