@@ -80,7 +80,9 @@ def test_a_wheel_is_pure_python_and_named_as_its_manifest_says(
     assert metadata(wheels[distribution])["Requires-Python"] == ">=3.10"
 
 
-def test_the_wheels_may_be_published(wheels: dict[str, Path], run: Callable[..., str], tmp_path: Path) -> None:
+def test_the_wheels_may_be_published(
+    wheels: dict[str, Path], run: Callable[..., str], tmp_path: Path
+) -> None:
     files = wheels.values()
     told = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files, cwd=tmp_path)
     assert told.count(": PASSED") == len(wheels)
