@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,19 @@ def cells() -> dict[Key, list[Cell]]:
     return found
 
 
+@functools.cache
+def twins() -> dict[str, str]:
+    """Of each strategy the first that is the same in a job of ``fabric run``: they differ in their launchers only."""
+    first: dict[str, str] = {}
+    known: dict[str, str] = {}
+    for offer in Registry(environ={}).offers("strategy"):
+        same = replace(offer.spec, name="same", description="", launcher=None, volunteers_for=(), priority=0)
+        known[offer.spec.name] = first.setdefault(
+            f"{same} {matrix.options_of(offer.spec.name, 2)}", offer.spec.name
+        )
+    return known
+
+
 @pytest.fixture(scope="session")
 def outcomes(
     tmp_path_factory: pytest.TempPathFactory, fabric_run: Callable[..., Any]
@@ -60,7 +73,7 @@ def outcomes(
         distribution, processes = key
         folder = tmp_path_factory.mktemp(f"{distribution}-{processes}")
         asked, answer = folder / "cells.json", folder / "results.pt"
-        asked.write_text(json.dumps([asdict(cell) for cell in cells()[key]]))
+        asked.write_text(json.dumps([asdict(cell) for cell in cells()[key] if cell == twin(cell)]))
         flags = (f"--devices={processes}", "--accelerator=cpu")
         fabric_run("matrix", *flags, asked, answer, timeout=600)
         loaded = torch.load(answer, weights_only=False)
@@ -69,12 +82,18 @@ def outcomes(
     return train
 
 
+def twin(cell: Cell) -> Cell:
+    """The cell that is trained in its place."""
+    return replace(cell, strategy=twins()[cell.strategy])
+
+
 ROWS = [(key, cell) for key, found in cells().items() for cell in found]
+TRAINED = [(key, cell) for key, cell in ROWS if cell == twin(cell)]
 
 
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize(
-    ("key", "cell"), ROWS, ids=[f"{cell.strategy}-{cell.precision}-{key[1]}" for key, cell in ROWS]
+    ("key", "cell"), TRAINED, ids=[f"{cell.strategy}-{cell.precision}-{key[1]}" for key, cell in TRAINED]
 )
 def test_a_cell_equals_the_plain_loop(
     key: Key, cell: Cell, outcomes: Callable[[Key], dict[Cell, Outcome]]
@@ -93,14 +112,29 @@ def test_the_table_in_the_documentation_is_what_was_found(
 ) -> None:
     equal: dict[Cell, list[int]] = {}
     for key, cell in ROWS:
-        outcome = outcomes(key)[cell]
-        judged = [] if outcome.error else [matrix.judge(cell, name, outcome) for name in outcome.trained]
+        outcome = outcomes(key)[twin(cell)]
+        judged = (
+            [] if outcome.error else [matrix.judge(twin(cell), name, outcome) for name in outcome.trained]
+        )
         if judged and all(found <= allowed for found, allowed in judged):
             equal.setdefault(cell, []).append(key[1])
     text = matrix.document(equal)
     if os.environ.get("FABRIC_WRITE_DOCS"):
         DOCUMENT.write_text(text, encoding="utf-8")
     assert DOCUMENT.read_text(encoding="utf-8") == text, "write it anew: make matrix"
+
+
+def test_strategies_that_differ_in_their_launchers_are_trained_once() -> None:
+    found = twins()
+    assert {name for name, first in found.items() if first == "ddp"} == {
+        "ddp",
+        "ddp_spawn",
+        "ddp_fork",
+        "ddp_notebook",
+    }
+    assert found["ddp_find_unused_parameters_true"] == "ddp_find_unused_parameters_true"
+    assert found["fsdp"] != found["fsdp_cpu_offload"]
+    assert len(TRAINED) < len(ROWS)
 
 
 def test_the_comparison_finds_a_training_that_differs() -> None:

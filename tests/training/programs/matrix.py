@@ -135,7 +135,7 @@ and *resumed*: everything of it, with a checkpoint in the middle, and gone on wi
 A field says with how many processes all of them are equal: in float32 and float64 within {exact:g}; in half precision
 within {half:.0%} of how far training moved, against a plain loop with the same casts; where the weights themselves are
 in half precision, within {true:.0%} or {digits} of their last digits. In a precision other than `32-true`, {fewer} are
-compared.
+compared. Strategies that differ only in how they start their processes are trained once.
 
 {table}
 """
