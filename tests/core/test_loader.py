@@ -627,7 +627,8 @@ def test_spawned_workers_get_everything_that_forked_ones_get(tmp_path: Path) -> 
         """,
     )
     out, err = process.communicate(timeout=100)
-    assert (process.returncode, out, err) == (0, "same\n", "")
+    told = [line for line in err.splitlines() if "resource_tracker" not in line]  # Python's own, now and then
+    assert (process.returncode, out, told) == (0, "same\n", []), err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's parent-death signal")

@@ -134,6 +134,8 @@ class Strategy(Part):
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Make a model ready for training. Called on every rank, in the same order.
 
+        Every rank begins with the weights of rank 0, whatever its own were.
+
         Returns:
             What forward passes go through; it computes what ``module`` computes.
         """
