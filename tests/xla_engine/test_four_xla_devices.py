@@ -105,9 +105,18 @@ def test_holding_gradients_back_warns(found: dict[str, Any]) -> None:
             "OptionsError: The partition of '0.bias' is ('model', None). The parameter has the shape (16,)",
         ),
         ("rules", "OptionsError: The option partition is 3. It takes patterns of names"),
-        ("function", "OptionsError: The option parallelize_fn is 3. It takes a function"),
-        ("policy", "OptionsError: The option 'auto_wrap_policy' is {3}. It takes a class of modules"),
-        ("option", "OptionsError: The strategy 'xla_spmd' has no option 'mesh'."),
+        (
+            "function",
+            "OptionsError: The strategy 'xla_spmd' cannot take parallelize_fn=3 from the code: it has to be ",
+        ),
+        (
+            "policy",
+            "OptionsError: The strategy 'xla_spmd' cannot take auto_wrap_policy={3} from the code: it has to ",
+        ),
+        (
+            "option",
+            "OptionsError: The strategy 'xla_spmd' has no option 'mesh', which the code states. It has: ",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_clear_error(found: dict[str, Any], option: str, message: str) -> None:
