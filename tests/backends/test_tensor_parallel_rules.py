@@ -326,7 +326,7 @@ def test_sizes_and_options_that_do_not_fit_are_refused_before_anything_starts(
 )
 def test_the_class_refuses_them_by_itself(options: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionsError, match=words):
-        TensorParallelStrategy(**options)
+        Fabric(accelerator="cpu", devices=6, strategy=TensorParallelStrategy(**options))
 
 
 def test_the_alias_names_the_same_strategy() -> None:

@@ -84,6 +84,11 @@ class Either(Form):
         """Each, in the order in which they are written."""
         return " or ".join(form.words for form in self.forms)
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Those of each."""
+        return tuple(text for form in self.forms for text in form.known)
+
     def take(self, value: Any) -> Any:
         """By the first that can."""
         return self._first(self.forms, "take", value)

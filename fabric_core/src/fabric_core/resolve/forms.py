@@ -55,6 +55,11 @@ class Form(ABC):
     words: str
     eager: int = 5
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Texts that it takes, where it takes certain ones, for those who misspell one."""
+        return ()
+
     @abstractmethod
     def take(self, value: Any) -> Any:
         """A value from code, as the part is given it."""
@@ -134,6 +139,11 @@ class OneOf(Form):
     def words(self) -> str:  # type: ignore[override]
         """All of them."""
         return f"{'one of ' if len(self.values) > 1 else ''}{', '.join(map(repr, self.values))}"
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Those that are texts."""
+        return tuple(value for value in self.values if isinstance(value, str))
 
     def take(self, value: Any) -> Any:
         """The value, when it is listed; ``True`` is not 1."""

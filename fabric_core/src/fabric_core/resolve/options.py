@@ -81,8 +81,9 @@ class Reader:
         try:
             return Stated(name, getattr(option.form, door)(value), source)
         except Unfit:
+            near = did_you_mean(str(value), option.form.known)
             raise OptionsError(
-                f"{self._owner} cannot take {name}={value!r} from {source}: it has to be {option.form.words}."
+                f"{self._owner} cannot take {name}={value!r} from {source}: it has to be {option.form.words}.{near}"
             ) from None
 
 
