@@ -136,7 +136,9 @@ def test_a_garbled_variable_is_named_in_one_clear_error(kind: Kind, text: str) -
                 everything(kind.make())
 
 
-@pytest.mark.filterwarnings("ignore:SLURM has .+ tasks for this job, but this process was not started by srun")
+@pytest.mark.filterwarnings(
+    "ignore:SLURM has .+ tasks for this job, but this process was not started by srun"
+)
 @kinds
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
