@@ -14,6 +14,7 @@ from fabric_core.contracts.launcher import Launcher
 from fabric_core.contracts.precision import Precision
 from fabric_core.contracts.strategy import Strategy, Surroundings
 from fabric_core.errors import BrokenPluginError, FabricError, OptionsError, listing, unknown_option
+from fabric_core.manifest import origin_of
 from fabric_core.plan import Choice, Plan
 from fabric_core.resolve.asked import kind_of_class
 from fabric_core.resolve.declared import REQUIRED, declared_options, options_class
@@ -47,6 +48,7 @@ def build(plan: Plan) -> Parts:
     precision: Precision = make(plan.precision)
     environment: ClusterEnvironment = make(plan.cluster_environment)
     checkpoint_io: CheckpointIO = make(plan.checkpoint_io)
+    checkpoint_io.origin = origin_of(plan)
     devices = tuple(accelerator.device(index) for index in plan.devices)
     strategy.attach(
         Surroundings(

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch_xla
 
-from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.parts.torch_file import TorchFile
 from fabric_xla.hooks import FILE
 from fabric_xla.moving import on_cpu
 
 
-class XLAFile(CheckpointIO):
+class XLAFile(TorchFile):
     """The core's format, one file of ``torch.save``, with every tensor brought to the CPU before.
 
     The strategies of this distribution bring what they save to the CPU themselves, for any format. This one is for
@@ -23,18 +22,7 @@ class XLAFile(CheckpointIO):
 
     spec = FILE
 
-    def __init__(self) -> None:
-        self._file = TorchFile()
-
     def save(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Compute what is pending, bring it to the CPU, write it whole or not at all. See the contract."""
         torch_xla.sync()
-        self._file.save(path, on_cpu(dict(checkpoint)))
-
-    def load(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
-        """Read a file onto the CPU. See the contract."""
-        return self._file.load(path, weights_only=weights_only)
-
-    def remove(self, path: Path) -> None:
-        """Delete the file."""
-        self._file.remove(path)
+        super().save(path, on_cpu(dict(checkpoint)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fabric_core.contracts.part import Part
@@ -17,6 +18,10 @@ class CheckpointIO(Part):
     """Writes and reads one file. A crash at any moment leaves the old file or the new one."""
 
     spec_type = CheckpointIOSpec
+
+    origin: Mapping[str, Any] = MappingProxyType({})
+    """What writes the checkpoints, for a format that keeps it (``fabric_core.manifest``): the names of the plan, the
+    versions of its distributions, the world size. Set when a ``Fabric`` is made."""
 
     @abstractmethod
     def save(self, path: Path, checkpoint: Mapping[str, Any]) -> None:

@@ -27,10 +27,14 @@ import torch
 from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.errors import CheckpointError, UnsafeCheckpointError
 from fabric_core.hooks import TORCH_FILE
+from fabric_core.manifest import add_to_archive, check_format, described, read_manifest
 from fabric_core.parts import numpy_pickle
 from fabric_core.parts.bare_pickle import globals_of
 
 __all__ = ["TorchFile"]
+
+FORMAT, VERSION = "fabric-file", 1
+"""What the manifest calls this format. Without a manifest, it is a file that ``torch.save`` alone has written."""
 
 METADATA_TYPES: tuple[Any, ...] = (
     *(pathlib.Path, pathlib.PosixPath, pathlib.WindowsPath),
@@ -63,6 +67,7 @@ class TorchFile(CheckpointIO):
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
             try:
                 torch.save(checkpoint, temporary)
+                add_to_archive(temporary, described(FORMAT, VERSION, self.origin))
                 _warn_of_refusal(path, temporary)
                 _flush(temporary)
                 os.replace(temporary, path)
@@ -78,6 +83,9 @@ class TorchFile(CheckpointIO):
         """Read a file onto the CPU. See the contract."""
         if not path.is_file():
             raise CheckpointError(f"There is no checkpoint at {str(path)!r}: {_what_is_there(path)}.")
+        manifest = read_manifest(path)
+        if manifest is not None:
+            check_format(manifest, path, FORMAT, VERSION)
         try:
             _check_sums(path)
             with _allowances(), warnings.catch_warnings():
