@@ -6,6 +6,7 @@ from typing import Any
 
 from fabric_core import Fabric
 from fabric_core.parts.local import LocalEnvironment
+from fabric_core.supervisor import PREEMPTED
 
 
 class Noting(LocalEnvironment):
@@ -34,14 +35,9 @@ def test_an_environment_joins_once_it_has_agreed_to_the_plan_and_ends_with_the_f
     assert environment.calls == []
     fabric.launch()
     fabric.barrier()
-    assert not fabric.requeue_requested()
+    assert not fabric.preempted
     fabric.close()
     assert environment.calls == ["validate", "join", "teardown"]
-
-
-def test_an_environment_that_announces_nothing_never_asks_for_an_end() -> None:
-    with Fabric(accelerator="cpu", devices=1) as fabric:
-        assert fabric.requeue_requested() is False
 
 
 AGREEING = """
@@ -60,12 +56,17 @@ class Announcing(LocalEnvironment):
 environment = Announcing()
 with Fabric(accelerator="cpu", strategy="ddp", plugins=[environment]) as fabric:
     fabric.launch()
-    for environment.step in range(6):
-        if fabric.requeue_requested():
+    for environment.step in range(200):
+        if fabric.preempted:
             break
     answer((environment.step, environment.accepted))
 """
 
 
 def test_what_one_rank_has_heard_ends_all_at_the_same_step(programs: Any) -> None:
-    assert programs.answers_of(AGREEING) == [(3, True), (3, True)]
+    finished = programs.on_ranks(AGREEING)
+    assert finished.code == PREEMPTED, finished.err
+    (step, accepted), other = (finished.answers[rank] for rank in range(2))
+    assert accepted
+    assert other == (step, accepted)
+    assert 3 <= step < 3 + 64

@@ -339,8 +339,8 @@ def test_a_fabric_listens_from_launch_to_close(task: Any, orders: Any, usual: An
         assert fabric.plan.cluster_environment.name == "slurm"
         assert signal.getsignal(signal.SIGUSR1) is usual
         fabric.launch()
-        assert not fabric.requeue_requested()
+        assert not fabric.preempted
         signal.raise_signal(signal.SIGUSR1)
-        assert fabric.requeue_requested()
+        assert fabric.preempted
         assert orders() == []
     assert orders() == ["requeue 4711"]

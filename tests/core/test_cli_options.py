@@ -12,7 +12,7 @@ import pytest
 from fabric_core import ConfigurationError, Fabric
 from fabric_core.cli import words
 from fabric_core.cli.flags import FLAGS, PART_KINDS, part_option
-from fabric_core.cli.run import MEETING
+from fabric_core.cli.run import STARTING
 
 resource = pytest.importorskip("resource", reason="tests the command on POSIX")
 
@@ -88,7 +88,7 @@ def script(tmp_path: Path) -> Path:
 
 def sort(*args: str) -> words.Call:
     command = click.Command("run", add_help_option=False)
-    return words.sort(args, (*FLAGS, *MEETING), click.Context(command, info_name="run"))
+    return words.sort(args, (*FLAGS, *STARTING), click.Context(command, info_name="run"))
 
 
 @pytest.mark.parametrize(

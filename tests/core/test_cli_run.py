@@ -19,7 +19,7 @@ import pytest
 
 from fabric_core.cli import words
 from fabric_core.cli.flags import FLAGS
-from fabric_core.cli.run import MEETING
+from fabric_core.cli.run import STARTING
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -56,7 +56,7 @@ def given(one: dict[str, Any]) -> dict[str, str]:
 
 def sort(*args: str) -> words.Call:
     command = click.Command("run", add_help_option=False)
-    return words.sort(args, (*FLAGS, *MEETING), click.Context(command, info_name="run"))
+    return words.sort(args, (*FLAGS, *STARTING), click.Context(command, info_name="run"))
 
 
 @pytest.mark.parametrize(

@@ -469,7 +469,8 @@ def test_a_signal_to_the_supervisor_is_passed_on(start, name):
     os.kill(job.process.pid, signal.Signals[name])
     assert job.finish(within=5) == 128 + signal.Signals[name]
     assert job.out.splitlines() == [f"got {signal.Signals[name]}"] * 2
-    assert job.err == f"fabric: ended by {name}\n"
+    late = "1 rank(s) did not end within the grace period and were killed"
+    assert job.err == f"fabric: ended by {name}; {late}\n"
 
 
 def test_a_job_that_was_started_under_nohup_outlives_the_terminal(start):

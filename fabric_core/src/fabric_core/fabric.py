@@ -19,10 +19,11 @@ from fabric_core.settings import find_tables
 from fabric_core.verbs.setting_up import SettingUp
 from fabric_core.verbs.state import State
 from fabric_core.verbs.step import Step
+from fabric_core.verbs.stopping import Stopping
 from fabric_core.verbs.talking import Talking
 
 
-class Fabric(SettingUp, Step, Talking, State):
+class Fabric(SettingUp, Step, Talking, State, Stopping):
     """Runs a plain PyTorch loop on any device, at any scale.
 
     Example:
@@ -106,6 +107,7 @@ class Fabric(SettingUp, Step, Talking, State):
         self._parts = build(self.plan)
         self.callbacks: list[Any] = list(as_tuple(callbacks))
         self.loggers: list[Any] = list(self._parts.loggers)
+        self._preemption = None
         self._connected = False
         self._closed = False
         self._tracker = LoaderTracker()

@@ -70,7 +70,7 @@ def must_stop(fabric: Any) -> bool:
     """Wait until the ranks agree that the end was announced."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        if fabric.requeue_requested():
+        if fabric.preempted:
             return True
         time.sleep(0.05)
     return False
@@ -86,7 +86,7 @@ def facts(fabric: Any, began: int) -> dict[str, Any]:
         "ranks": [fabric.global_rank, fabric.local_rank, fabric.node_rank],
         "place": [environment.main_address, environment.main_port],
         "began": began,
-        "restarts": getattr(environment, "restart_count", None),
+        "restarts": environment.restart_count,
     }
 
 

@@ -57,6 +57,11 @@ class TorchElasticEnvironment(EnvEnvironment):
         """``GROUP_RANK``."""
         return _variables.number("GROUP_RANK")
 
+    @property
+    def restart_count(self) -> int:
+        """How often ``torchrun --max-restarts`` has started the workers again."""
+        return whole(os.environ, "TORCHELASTIC_RESTART_COUNT") or 0
+
     def shared_store(self, timeout: timedelta) -> Store | None:
         """The store of torchrun's agent, if it lends it to its workers. Called on every rank.
 

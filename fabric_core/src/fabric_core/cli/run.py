@@ -26,12 +26,14 @@ from fabric_core.plan import Plan, Request
 from fabric_core.registry import Registry, default_registry
 from fabric_core.settings import find_tables, flag
 
-MEETING: Mapping[str, tuple[str, str]] = {
+STARTING: Mapping[str, tuple[str, str]] = {
     "node_rank": ("NUMBER", "The number of this node, from 0."),
     "main_address": ("HOST", "Where node 0 is, as all nodes see it."),
     "main_port": ("PORT", "Where global rank 0 listens; any free port on a single node."),
+    "max_restarts": ("NUMBER", "How often all ranks are started again when one has failed; 0 by default."),
+    "grace": ("SECONDS", "How long ranks have from SIGTERM to their end; 30 by default."),
 }
-"""The flags that say how the ranks find each other."""
+"""The flags that say how the ranks are started and watched."""
 
 
 class RunCommand(PartsCommand):
@@ -39,7 +41,7 @@ class RunCommand(PartsCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Sort the words; click's own parser would take the script's options for ours."""
-        ctx.params["call"] = words.sort(args, (*FLAGS, *MEETING), ctx)
+        ctx.params["call"] = words.sort(args, (*FLAGS, *STARTING), ctx)
         return []
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -47,7 +49,7 @@ class RunCommand(PartsCommand):
         return ["[OPTIONS]", "SCRIPT | -m MODULE", "[SCRIPT OPTIONS]"]
 
 
-@click.command(cls=RunCommand, params=[*options(), *options(MEETING)])
+@click.command(cls=RunCommand, params=[*options(), *options(STARTING)])
 def run(call: Call) -> None:
     """Run a script, on as many processes as the flags say.
 
@@ -58,8 +60,9 @@ def run(call: Call) -> None:
     checkpoint-io. With --strategy=NAME, this help lists the options of that strategy, and so for the others.
 
     With --devices or --num-nodes the processes of this node are started and watched here: when one fails, the others
-    are ended, and its traceback and exit code are what remains. Under torchrun, srun and the like, the processes are
-    there already, and the script runs in place.
+    are ended, and its traceback and exit code are what remains; or all are started again, with --max-restarts. Exit
+    code 75 means that the script has stopped before its end, as fabric.preempted told it to. Under torchrun, srun and
+    the like, the processes are there already, and the script runs in place.
     """
     words.check_target(call)
     for theirs, meant in call.near.items():
@@ -72,7 +75,7 @@ def run(call: Call) -> None:
     started_by = _started_by(registry)
     starts_here = not started_by and bool({"devices", "num_nodes"} & set(flags))
     if not starts_here:
-        _refuse_meeting(call, started_by)
+        _refuse_starting(call, started_by)
     _refuse_launcher(call, started_by or ("fabric run" if starts_here else ""))
     check_named(flags, call.options, registry)
     message = _message(flags, call)
@@ -115,12 +118,11 @@ def _refuse_launcher(call: Call, started_by: str) -> None:
         )
 
 
-def _refuse_meeting(call: Call, started_by: str) -> None:
-    useless = [option_name(name) for name in MEETING if name in call.flags]
+def _refuse_starting(call: Call, started_by: str) -> None:
+    useless = [option_name(name) for name in STARTING if name in call.flags]
     if useless and started_by:
         raise ConfigurationError(
-            f"{listing(useless)} cannot be given here: {started_by!r} has started the processes, and says where they "
-            "meet."
+            f"{listing(useless)} cannot be given here: {started_by!r} has started the processes, and watches them."
         )
     if useless:
         raise ConfigurationError(
@@ -163,6 +165,8 @@ def _start(call: Call, message: dict[str, str], plan: Plan) -> int:
         main_address=main_address or "127.0.0.1",
         main_port=_number(call, "main_port", 1, 65535),
         env=message,
+        grace=call.flags.get("grace"),
+        max_restarts=_number(call, "max_restarts", 0, 1_000_000) or 0,
     )
 
 

@@ -82,10 +82,15 @@ class ClusterEnvironment(Part):
         return None
 
     @property
+    def restart_count(self) -> int:
+        """How often the job was started again after it had failed or was stopped: 0 the first time, or if unknown."""
+        return 0
+
+    @property
     def requeue_requested(self) -> bool:
         """Whether the cluster has told this process that it will stop the job and start it again.
 
-        The processes may hear of it at different times; ``Fabric.requeue_requested`` is where they agree.
+        The processes may hear of it at different times; ``Fabric.preempted`` is where they agree.
         """
         return False
 

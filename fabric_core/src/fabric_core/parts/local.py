@@ -13,6 +13,7 @@ from fabric_core.specs import Detection
 
 LAUNCHED = "FABRIC_LAUNCHED"
 LISTEN_FD = "FABRIC_LISTEN_FD"
+RESTARTS = "FABRIC_RESTARTS"
 
 
 def detect(environ: Mapping[str, str]) -> Detection | None:
@@ -76,6 +77,11 @@ class LocalEnvironment(ClusterEnvironment):
     def node_rank(self) -> int:
         """``NODE_RANK``."""
         return self._number("NODE_RANK", 0)
+
+    @property
+    def restart_count(self) -> int:
+        """How often ``fabric run --max-restarts`` has started the ranks again."""
+        return whole(os.environ, RESTARTS) or 0 if self.creates_processes_externally else 0
 
     def _number(self, variable: str, otherwise: int) -> int:
         """Variables of a foreign launcher that happen to be set are not ours to read."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from fabric_core.orphans import die_with_parent
 from fabric_core.supervisor.failures import Failure, crash_path, failed_at, write_failure
+from fabric_core.supervisor.outcome import PREEMPTED
 from fabric_core.supervisor.signals import INTERRUPTED, hear_interrupt, ignore_interrupt
 from fabric_core.supervisor.tracebacks import show, strip_plumbing, summary_of, text_of
 
@@ -56,7 +57,7 @@ def enter_rank(
         ignore_interrupt()
         code, message = _exit_status(error.code)
         failure = Failure(rank, code, failed_at(error), f"exited with code {code}", message, shown=alone)
-        if code and _recorded(error_dir, failure) and not alone:
+        if code not in (0, PREEMPTED) and _recorded(error_dir, failure) and not alone:
             raise SystemExit(code) from None
         raise
     except BaseException as error:

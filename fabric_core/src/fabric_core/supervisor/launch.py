@@ -8,13 +8,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor.children import Child
 from fabric_core.supervisor.failures import error_directory
 from fabric_core.supervisor.network import meeting_point
-from fabric_core.supervisor.outcome import report
-from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD, MODULE_FLAG, SUPERVISOR_PID, rank_variables
+from fabric_core.supervisor.outcome import Outcome
+from fabric_core.supervisor.restarts import run_attempts
+from fabric_core.supervisor.variables import (
+    ERROR_DIR,
+    LISTEN_FD,
+    MODULE_FLAG,
+    RESTARTS,
+    SUPERVISOR_PID,
+    rank_variables,
+)
 from fabric_core.supervisor.watch import grace_seconds, supervise
 
 DEFAULT_MAIN_PORT = 29500
@@ -92,7 +101,8 @@ def run_ranks(
     main_address: str = "127.0.0.1",
     main_port: int | None = None,
     env: Mapping[str, str] | None = None,
-    grace: float | None = None,
+    grace: float | str | None = None,
+    max_restarts: int = 0,
 ) -> int:
     """Run a program on every rank of this node and wait for all of them. Called once per node, in the parent.
 
@@ -108,27 +118,58 @@ def run_ranks(
         main_address: Where global rank 0 is; as seen from all nodes.
         main_port: Where it listens. Default: any free port on a single node, 29500 on several.
         env: More environment variables for the ranks.
-        grace: Seconds between SIGTERM and SIGKILL (default: ``FABRIC_GRACE_SECONDS``, else 10).
+        grace: Seconds between SIGTERM and SIGKILL (default: ``FABRIC_GRACE_SECONDS``, else 30).
+        max_restarts: How often all ranks are started again when one has failed; see `restarts`. Each time they meet
+            anew, and find the number of restarts in ``FABRIC_RESTARTS``.
 
     Returns:
-        The exit code: that of the first failing rank (128 + N when signal N ended it), 130 after Ctrl-C,
-        else 0. What went wrong has been written to ``sys.stderr``.
+        The exit code: that of the first failing rank (128 + N when signal N ended it), 75 when the ranks agreed to
+        stop before the end, and did, 128 + N when signal N ended this process, else 0. What went wrong has been
+        written to ``sys.stderr``.
 
     Raises:
         LaunchError: Nothing was started: no such script, a port that is taken, numbers that make no sense.
     """
     _check_numbers(num_processes, node_rank, num_nodes, main_port)
+    _check_restarts(max_restarts, num_nodes)
     command.check()
-    grace = grace_seconds(grace)
+    seconds = grace_seconds(grace)
     _open_standard_streams()
-    port = main_port if main_port is not None or num_nodes == 1 else DEFAULT_MAIN_PORT
-    listener = _listener(main_address, port, num_nodes) if node_rank == 0 else None
-    port = port if listener is None else listener.getsockname()[1]
+
+    attempt = partial(
+        _run_once,
+        command,
+        num_processes=num_processes,
+        node_rank=node_rank,
+        num_nodes=num_nodes,
+        main_address=main_address,
+        main_port=main_port if main_port is not None or num_nodes == 1 else DEFAULT_MAIN_PORT,
+        env=env or {},
+        grace=seconds,
+    )
+    return run_attempts(attempt, max_restarts).exit_code
+
+
+def _run_once(
+    command: RankCommand,
+    restarts: int,
+    *,
+    num_processes: int,
+    node_rank: int,
+    num_nodes: int,
+    main_address: str,
+    main_port: int | None,
+    env: Mapping[str, str],
+    grace: float,
+) -> Outcome:
+    """Start the ranks and wait for their end. They meet where no earlier ones have met."""
+    listener = _listener(main_address, main_port, num_nodes) if node_rank == 0 else None
+    port = main_port if listener is None else listener.getsockname()[1]
     assert port is not None, "a single node always listens"
-    environ = {**os.environ, **(env or {})}
+    environ = {**os.environ, **env, RESTARTS: str(restarts), SUPERVISOR_PID: str(os.getpid())}
     environ.pop(LISTEN_FD, None)
     with error_directory() as error_dir:
-        environ |= {ERROR_DIR: error_dir, SUPERVISOR_PID: str(os.getpid())}
+        environ[ERROR_DIR] = error_dir
         variables = [
             rank_variables(
                 local_rank,
@@ -142,9 +183,7 @@ def run_ranks(
             for local_rank in range(num_processes)
         ]
         ranks = _start(command.argv(), [{**environ, **own} for own in variables], listener)
-        outcome = supervise(ranks, error_dir=error_dir, grace=grace)
-    report(outcome)
-    return outcome.exit_code
+        return supervise(ranks, error_dir=error_dir, grace=grace)
 
 
 def _start(
@@ -186,6 +225,17 @@ def _listener(address: str, port: int | None, num_nodes: int) -> socket.socket |
             "Leave main_address (--main-address) out, or set num_nodes (--num-nodes) and node_rank (--node-rank)."
         )
     return listener
+
+
+def _check_restarts(max_restarts: int, num_nodes: int) -> None:
+    if max_restarts < 0:
+        raise LaunchError(f"The ranks cannot be started again {max_restarts} times: give 0 or more.")
+    if max_restarts and num_nodes > 1:
+        raise LaunchError(
+            f"Cannot start the ranks of {num_nodes} nodes again: every node is watched on its own, and all would have "
+            "to start again together. Leave max_restarts (--max-restarts) out and start the script with torchrun "
+            "--max-restarts on each node, or have the cluster start the whole job again."
+        )
 
 
 def _check_numbers(num_processes: int, node_rank: int, num_nodes: int, main_port: int | None) -> None:

@@ -11,6 +11,9 @@ from fabric_core.errors import LaunchError, RankFailedError
 from fabric_core.supervisor.failures import Failure
 from fabric_core.supervisor.signals import SIGINT, SIGKILL
 
+PREEMPTED = 75
+"""The exit code of a run whose ranks have saved and stopped before the end: ``EX_TEMPFAIL``, "try again later"."""
+
 _MOST_LINES = 4
 
 
@@ -19,11 +22,15 @@ class Outcome:
     """How the ranks of this node ended.
 
     Attributes:
-        exit_code: The first failing rank's; 128 + N when the supervisor was ended by signal N; else 0.
+        exit_code: The first failing rank's; 75 when the ranks agreed to stop before the end, and did; 128 + N when
+            the supervisor was ended by signal N; else 0.
         first: The failure that came first.
         later: Failures of other ranks, in their order. Ranks that the supervisor ended are not among them.
         signum: The signal that the supervisor was ended by.
         undead: Process ids that not even SIGKILL has ended.
+        overdue: Ranks that were still at work when the grace period was over.
+        joined: Whether a rank had met the others.
+        told_to_end: Whether a signal asked the supervisor to end, if only while it was ending for another reason.
     """
 
     exit_code: int = 0
@@ -31,6 +38,9 @@ class Outcome:
     later: tuple[Failure, ...] = ()
     signum: int | None = None
     undead: tuple[int, ...] = ()
+    overdue: tuple[int, ...] = ()
+    joined: bool = False
+    told_to_end: bool = False
 
 
 def report(outcome: Outcome, stream: TextIO | None = None) -> None:
@@ -67,8 +77,14 @@ def _lines(outcome: Outcome) -> list[str]:
         f"process {pid} does not end, not even by SIGKILL; a device or file system may hang"
         for pid in outcome.undead
     ]
-    if outcome.signum is not None:
+    if outcome.exit_code == PREEMPTED and outcome.first is None:
+        lines.append(f"preempted: every rank has stopped before the end (exit code {PREEMPTED})")
+    elif outcome.signum is not None:
         lines.append("interrupted" if outcome.signum == SIGINT else f"ended by {_name(outcome.signum)}")
+        if outcome.overdue and outcome.signum != SIGINT:
+            lines[-1] += (
+                f"; {len(outcome.overdue)} rank(s) did not end within the grace period and were killed"
+            )
     first = outcome.first
     if first is None or (first.shown and not outcome.later):
         return lines

@@ -16,11 +16,16 @@ SIGTERM = int(signal.SIGTERM)
 SIGKILL = int(getattr(signal, "SIGKILL", signal.SIGTERM))
 SIGHUP = int(getattr(signal, "SIGHUP", signal.SIGTERM))
 
+ENDING = (SIGINT, SIGTERM, SIGHUP)
+"""What asks a job to end now."""
+ANNOUNCING = tuple(int(getattr(signal, name)) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""What schedulers send ahead of the end: ``sbatch --signal=USR1@60``."""
+
 INTERRUPTED = 128 + SIGINT
 
 
 class Inbox:
-    """Keeps the signals that ask this process to end, for the supervision loop. Used in a ``with`` block.
+    """Keeps the signals that are meant for the ranks too, for the supervision loop. Used in a ``with`` block.
 
     Only the main thread can receive signals: elsewhere the inbox stays empty. A signal that this process was
     started to ignore (``nohup``) stays ignored.
@@ -39,7 +44,7 @@ class Inbox:
 
     def __enter__(self) -> Inbox:
         if threading.current_thread() is threading.main_thread():
-            for signum in (SIGINT, SIGTERM, SIGHUP):
+            for signum in (*ENDING, *ANNOUNCING):
                 if signal.getsignal(signum) is not signal.SIG_IGN:
                     self._before[signum] = signal.signal(signum, self._receive)
             if hasattr(signal, "SIGCHLD") and signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
@@ -97,7 +102,7 @@ def hear_interrupt() -> None:
 
     Called in its main thread. An interrupt that was held back is raised here.
     """
-    for signum in (SIGTERM, SIGHUP):
+    for signum in (SIGTERM, SIGHUP, *ANNOUNCING):
         if isinstance(getattr(signal.getsignal(signum), "__self__", None), Inbox):
             signal.signal(signum, signal.SIG_DFL)
     if signal.getsignal(SIGINT) is not signal.SIG_IGN:

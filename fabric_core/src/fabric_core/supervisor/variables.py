@@ -10,6 +10,8 @@ ERROR_DIR = "FABRIC_ERROR_DIR"
 """Holds the folder in which a rank leaves word of why it failed."""
 LISTEN_FD = "FABRIC_LISTEN_FD"
 """Holds the number of the socket that is open already at the meeting point; for global rank 0 alone."""
+RESTARTS = "FABRIC_RESTARTS"
+"""Holds how often the ranks were started again after a failure."""
 SUPERVISOR_PID = "FABRIC_SUPERVISOR_PID"
 
 MODULE_FLAG = "--module"

@@ -10,32 +10,34 @@ from collections.abc import Callable, Iterable
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor.children import Child, exit_code_of
 from fabric_core.supervisor.failures import Failure, read_crash, read_failure
-from fabric_core.supervisor.outcome import Outcome, died_of
-from fabric_core.supervisor.signals import SIGINT, SIGKILL, SIGTERM, Inbox, interrupts_held
+from fabric_core.supervisor.milestones import Milestone, has_told
+from fabric_core.supervisor.outcome import PREEMPTED, Outcome, died_of
+from fabric_core.supervisor.signals import ANNOUNCING, SIGINT, SIGKILL, SIGTERM, Inbox, interrupts_held
 
 GRACE_VARIABLE = "FABRIC_GRACE_SECONDS"
-_GRACE = 10.0  # seconds
+_GRACE = 30.0  # seconds
 _SETTLE = 0.25  # what was noticed first may be a consequence, and its cause is still being written down
 _INTERRUPT_GRACE = 2.0  # an impatient user waits
 _SAME_KEYSTROKE = 0.2  # a wrapper program may pass on the Ctrl-C that the terminal has sent to all
+_SAME_NOTICE = 2.0  # and a scheduler may send SIGTERM to it and to us
 _HOPELESS_AFTER = 5.0  # what SIGKILL has not ended by then hangs in the kernel
 _HEARTBEAT = 0.5  # how often to look for a rank that has failed but does not end
 _POLL_EVERY = 0.02  # how often to look for deaths where the system cannot announce them
 
 
 def supervise(
-    children: Iterable[tuple[int, Child]], *, error_dir: str | None = None, grace: float | None = None
+    children: Iterable[tuple[int, Child]], *, error_dir: str | None = None, grace: float | str | None = None
 ) -> Outcome:
     """Watch over started processes until the last has ended; when one fails, end the others.
 
     Called in the parent, in the thread that starts the processes. While it runs, the main thread passes SIGINT,
-    SIGTERM and SIGHUP on. Whatever happens, none of the processes is left behind.
+    SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 on. Whatever happens, none of the processes is left behind.
 
     Args:
         children: Pairs of global rank and process. Best a generator that *starts* each process when asked for
             it: no signal can fall between the start and the supervision, and a failing start ends the others.
         error_dir: Where the ranks record their failures (`error_directory`).
-        grace: Seconds between SIGTERM and SIGKILL (default: ``FABRIC_GRACE_SECONDS``, else 10).
+        grace: Seconds between SIGTERM and SIGKILL (default: ``FABRIC_GRACE_SECONDS``, else 30).
 
     Returns:
         How it ended; see `report` and `raise_for_outcome`.
@@ -57,8 +59,8 @@ def supervise(
         return watch.outcome()
 
 
-def grace_seconds(grace: float | None = None) -> float:
-    """The grace period: the argument, else the environment's, else 10 seconds.
+def grace_seconds(grace: float | str | None = None) -> float:
+    """The grace period: the argument, else the environment's, else 30 seconds.
 
     Raises:
         LaunchError: It is not a number of seconds.
@@ -71,7 +73,7 @@ def grace_seconds(grace: float | None = None) -> float:
     except ValueError:
         pass
     raise LaunchError(
-        f"The grace period is {value!r}. Set grace, or the environment variable {GRACE_VARIABLE}, "
+        f"The grace period is {value!r}. Set grace (--grace), or the environment variable {GRACE_VARIABLE}, "
         "to a number of seconds that is 0 or more."
     )
 
@@ -89,17 +91,20 @@ class _Watch:
         self.living: dict[int, Child] = {}
         self.failures: dict[int, Failure] = {}
         self.pidfds: dict[int, int] = {}
-        self.count = 0
+        self.ranks: list[int] = []
         self.ending_since: float | None = None
         self.signum: int | None = None
         self.steps: list[tuple[float, int | None]] = []  # what to send to the living, and when; None: give up
         self.sent = False
         self.hopeless = False
+        self.in_order = True  # every rank that has ended said that all went well, or that it was preempted
+        self.overdue: tuple[int, ...] = ()
+        self.told_to_end = False
         self.last_look = time.monotonic()
 
     def add(self, rank: int, child: Child) -> None:
         self.living[rank] = child
-        self.count += 1
+        self.ranks.append(rank)
         fd = _open_pidfd(child.pid)
         if fd is not None:
             self.pidfds[rank] = fd
@@ -124,14 +129,24 @@ class _Watch:
             self._close_pidfd(rank)
 
     def outcome(self) -> Outcome:
-        in_order = sorted(self.failures.values(), key=lambda failure: failure.time)
-        undead = tuple(child.pid for child in self.living.values())
-        if self.signum is not None:
-            return Outcome(128 + self.signum, signum=self.signum, undead=undead)
-        if not in_order:
-            return Outcome(undead=undead)
-        first, *later = in_order
-        return Outcome(first.exit_code, first, tuple(later), undead=undead)
+        failures = sorted(self.failures.values(), key=lambda failure: failure.time)
+        preempted = self._any_has_told(Milestone.PREEMPTED)
+        if self.signum is not None and not preempted:
+            failures = []  # consequences of the signal
+        code = failures[0].exit_code if failures else 128 + self.signum if self.signum is not None else 0
+        return Outcome(
+            PREEMPTED if preempted and self.in_order else code,
+            failures[0] if failures else None,
+            tuple(failures[1:]),
+            self.signum,
+            tuple(child.pid for child in self.living.values()),
+            self.overdue,
+            self._any_has_told(Milestone.JOINED),
+            self.told_to_end,
+        )
+
+    def _any_has_told(self, milestone: Milestone) -> bool:
+        return any(has_told(self.error_dir, rank, milestone) for rank in self.ranks)
 
     def _patience(self) -> float:
         """Seconds to wait at most."""
@@ -143,7 +158,10 @@ class _Watch:
     def _heed_signals(self) -> None:
         for signum in self.inbox.take():
             now = time.monotonic()
-            if self.ending_since is None:
+            self.told_to_end |= signum not in ANNOUNCING
+            if signum in ANNOUNCING:
+                self._pass_on(signum)
+            elif self.ending_since is None:
                 self.signum, self.ending_since = signum, now
                 if signum == SIGINT:
                     grace = min(self.grace, _INTERRUPT_GRACE)
@@ -152,6 +170,8 @@ class _Watch:
                     self._plan((0.0, signum), (self.grace, SIGKILL))
             elif signum == SIGINT and (self.signum != SIGINT or now - self.ending_since > _SAME_KEYSTROKE):
                 self._plan((0.0, SIGKILL))
+            elif now - self.ending_since > _SAME_NOTICE:
+                self._pass_on(signum)
 
     def _look(self) -> None:
         """Collect deaths and records of failure; the first of either begins the end."""
@@ -161,15 +181,18 @@ class _Watch:
             if rank not in self.failures:
                 self._judge(rank, status)
             if status is not None:
+                self.in_order &= rank not in self.failures and status in (0, PREEMPTED)
                 del self.living[rank]
                 self._close_pidfd(rank)
         self.last_look = started
-        if self.failures and self.ending_since is None and (self.count > 1 or not self.living):
+        if self.failures and self.ending_since is None and (len(self.ranks) > 1 or not self.living):
             self.ending_since = time.monotonic()
             self._plan((_SETTLE, SIGTERM), (_SETTLE + self.grace, SIGKILL))
 
     def _judge(self, rank: int, status: int | None) -> None:
         """Note the failure of a rank, if it is one. A death that we may have caused is none."""
+        if status == PREEMPTED and has_told(self.error_dir, rank, Milestone.PREEMPTED):
+            return
         record = read_failure(self.error_dir, rank) if self.error_dir is not None else None
         if record is not None:
             self.failures[rank] = record
@@ -201,10 +224,25 @@ class _Watch:
 
     def _send(self, signum: int) -> None:
         self.sent = True
+        if signum == SIGKILL:
+            self.overdue = tuple(self.living)
         for rank, child in self.living.items():
-            # A rank that has failed is on its way out already; it may use the grace period for that.
-            if not (signum == SIGTERM and rank in self.failures):
+            if signum == SIGTERM and self.failures:
+                self._end_after_failure(rank, child)
+            else:
                 child.send_signal(signum)
+
+    def _end_after_failure(self, rank: int, child: Child) -> None:
+        """Send what ends a rank that waits for one that is gone; nobody can save any more."""
+        if (
+            rank not in self.failures
+        ):  # its own failure is ending it already; it may use the grace period for that
+            child.send_signal(SIGKILL if has_told(self.error_dir, rank, Milestone.WATCHES) else SIGTERM)
+
+    def _pass_on(self, signum: int) -> None:
+        """Send what this process was sent. What a rank makes of an announcement is the rank's doing."""
+        for child in self.living.values():
+            child.send_signal(signum)
 
     def _close_pidfd(self, rank: int) -> None:
         fd = self.pidfds.pop(rank, None)

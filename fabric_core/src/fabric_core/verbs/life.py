@@ -20,9 +20,10 @@ from fabric_core.contracts.strategy import Strategy
 from fabric_core.data.iteration import LoaderTracker
 from fabric_core.errors import SetupError, WrongTypeError
 from fabric_core.plan import Plan
+from fabric_core.preemption import Preemption
 from fabric_core.setting_up import SetUp
 from fabric_core.specs import LauncherSpec
-from fabric_core.supervisor import mark_failure
+from fabric_core.supervisor import Milestone, mark_failure, tell_supervisor
 from fabric_core.wrappers.guard import BackwardGuard
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class Life:
     callbacks: list[Any]
     loggers: list[Any]
     _parts: Parts
+    _preemption: Preemption | None
     _connected: bool
     _closed: bool
     _tracker: LoaderTracker
@@ -173,6 +175,7 @@ class Life:
         self._parts.precision.attach(strategy.root_device)
         strategy.connect()
         self._connected = True
+        tell_supervisor(Milestone.JOINED)
 
     def _require_launched(self, verb: str) -> None:
         """Where the processes are there already, the first verb joins them; otherwise somebody has to start them."""
@@ -206,6 +209,8 @@ class Life:
             for part in (parts.cluster_environment, parts.checkpoint_io, parts.precision, parts.accelerator):
                 stack.callback(part.teardown)
             stack.callback(parts.strategy.teardown)
+            if self._preemption is not None:
+                stack.callback(self._preemption.close)
             if self._guard is not None:
                 stack.callback(self._guard.release)
             if self.is_global_zero and not only_launched:

@@ -73,25 +73,6 @@ class Talking(Life):
         op, reduce = reduce_op_named(reduce_op), self.strategy.all_reduce
         return each_tensor(data, self.device, lambda tensor: reduce(reducible(tensor, op), op, group))
 
-    def requeue_requested(self) -> bool:
-        """Whether the cluster will stop the job and start it again. Called on every rank, between two steps.
-
-        Ranks hear of it at different times; here they agree, by an ``all_reduce``. After True, save, leave the loop
-        and `close`: the cluster environment then has the job started again. Always False where nothing announces it.
-
-        Example:
-            >>> for step in range(state["step"], steps):
-            ...     ...
-            ...     if fabric.requeue_requested():
-            ...         fabric.save("last.ckpt", state)
-            ...         break
-        """
-        environment = self.cluster_environment
-        requested = bool(self.all_reduce(int(environment.requeue_requested), reduce_op="max"))
-        if requested:
-            environment.accept_requeue()
-        return requested
-
     @contextmanager
     def rank_zero_first(self, local: bool = False) -> Iterator[None]:
         """A block that rank 0 runs before all others, for a download or a cache. Called on every rank.

@@ -57,7 +57,7 @@ def frozen(fabric: Fabric) -> dict[str, object]:
         fabric.all_gather(torch.ones(1)).tolist(),
         fabric.all_reduce(torch.ones(1)).item(),
     ]
-    assert not fabric.requeue_requested()
+    assert not fabric.preempted
     plan = {part.kind: part.identity for part in fabric.plan}
     calls = sys.modules["frozen_one.parts"].CALLS
     dtype = str(next(model.parameters()).dtype)

@@ -1,0 +1,88 @@
+"""Being stopped before the end: real signals to one rank, at random moments, and to the supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from stoppable import MOST_STEPS, loss_after
+
+PROGRAM = Path(__file__).parent / "programs" / "stoppable.py"
+RUN = (sys.executable, "-m", "fabric_core", "run", "--devices=2")
+
+
+class Stoppable:
+    """The program, running."""
+
+    def __init__(self, folder: Path, command: tuple[str, ...], environ: dict[str, str]) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environ, start_new_session=True
+        )
+
+    def pids(self, number: int) -> list[int]:
+        """The ranks, once both are in the middle of a round."""
+        paths = [self.folder / f"pid-{number}-{rank}" for rank in range(2)]
+        until = time.monotonic() + 90
+        while not all(path.exists() for path in paths):
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < until, "the ranks do not begin"
+            time.sleep(0.01)
+        return [int(path.read_text()) for path in paths]
+
+    def check(self, number: int) -> int:
+        """All ranks stopped at the same step, with the numbers of the plain loop; the step."""
+        (step, loss), other = (
+            json.loads((self.folder / f"end-{number}-{rank}.json").read_text()) for rank in range(2)
+        )
+        assert other == [step, loss]
+        assert 3 <= step < MOST_STEPS
+        assert loss == pytest.approx(loss_after(step), abs=1e-6)
+        return step
+
+    def end(self, within: float = 60) -> tuple[int, str]:
+        """Exit code and what was written to stderr."""
+        _, stderr = self.process.communicate(timeout=within)
+        return self.process.returncode, stderr
+
+
+@pytest.fixture
+def start(tmp_path: Path, clean_environ: dict[str, str]) -> Iterator[Callable[..., Stoppable]]:
+    running: list[Stoppable] = []
+
+    def begin(*strategies: str, options: tuple[str, ...] = ()) -> Stoppable:
+        command = (*RUN, *options, str(PROGRAM), str(tmp_path), *strategies)
+        running.append(Stoppable(tmp_path, command, clean_environ))
+        return running[-1]
+
+    yield begin
+    for each in running:
+        if each.process.poll() is None:
+            for process in psutil.Process(each.process.pid).children(recursive=True):
+                process.kill()
+            each.process.kill()
+            each.process.communicate()
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(start: Callable[..., Stoppable]) -> None:
+    chance = random.Random(21)
+    rounds = ["ddp", "ddp", "fsdp", "fsdp", "deepspeed", "deepspeed_stage_3"]
+    running = start(*rounds)
+    for number in range(len(rounds)):
+        pids = running.pids(number)
+        time.sleep(chance.random() * 0.6)
+        os.kill(chance.choice(pids), signal.SIGTERM)
+    code, stderr = running.end()
+    assert code == 75, stderr
+    assert stderr.endswith("fabric: preempted: every rank has stopped before the end (exit code 75)\n")
+    steps = [running.check(number) for number in range(len(rounds))]
+    assert len(set(steps)) > 1, "at moments of chance"
