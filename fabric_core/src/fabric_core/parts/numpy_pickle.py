@@ -2,8 +2,8 @@
 
 [Note: arrays without trust] Neither ``numpy.ndarray`` nor ``numpy.dtype`` can be had while a file is read: called as
 ``ndarray((1,), "O", buffer)``, or given a state with flags of its choice, NumPy takes bytes of the file for pointers to
-objects. What stands for them here only takes notes. Of these, the true arrays are made from the text of a dtype and
-from bytes, and put in their place by `resolved`.
+objects. A stand-in is read in their place ([Note: stand-ins]), and the true arrays are made from the text of a dtype
+and from bytes.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 import pickle
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
+
+from fabric_core.parts.stand_ins import StandIn
 
 _DTYPE = re.compile(r"[biufcSUmM]\d+")
 """Numbers, texts and dates of a fixed size: what needs no objects."""
 
 
-class _Dtype:
+class _Dtype(StandIn):
     """Stands for ``numpy.dtype``."""
 
     def __init__(self, text: Any, *_: Any) -> None:
@@ -43,10 +44,10 @@ class _Dtype:
         return dtype if self._order == "=" else dtype.newbyteorder(self._order)
 
 
-class _Array:
+class _Array(StandIn):
     """Stands for an array, and for its class where that is an argument."""
 
-    value: Any = None
+    _value: Any = None
 
     def __init__(self, *_: Any) -> None:
         raise pickle.UnpicklingError("numpy.ndarray is not allowlisted to be called")
@@ -59,7 +60,11 @@ class _Array:
             )
         numpy, order = sys.modules["numpy"], "F" if by_columns else "C"
         flat = numpy.frombuffer(bytearray(content), dtype.real()) if content else numpy.zeros(0, dtype.real())
-        self.value = flat.reshape(shape, order=order)
+        self._value = flat.reshape(shape, order=order)
+
+    def real(self) -> Any:
+        """The true array."""
+        return self._value
 
 
 def _new_array(kind: Any, *_: Any) -> Any:
@@ -99,20 +104,3 @@ def allowed(arrays: bool) -> Iterator[tuple[Any, str]]:
     else:
         yield numpy.dtype, "numpy.dtype"
         yield from ((type(numpy.dtype(code)), f"numpy.dtypes.{code}") for code in "?bBhHiIlLqQefdFDSUmM")
-
-
-def resolved(loaded: Any) -> Any:
-    """What was loaded, with the true arrays in the place of what stood for them. Containers are changed in place."""
-    if isinstance(loaded, _Array):
-        return loaded.value
-    if isinstance(loaded, _Dtype):
-        return loaded.real()
-    if isinstance(loaded, dict):
-        loaded.update({key: resolved(value) for key, value in loaded.items()})
-    elif isinstance(loaded, list):
-        loaded[:] = map(resolved, loaded)
-    elif isinstance(loaded, Namespace):
-        resolved(vars(loaded))
-    elif type(loaded) is tuple and loaded:
-        return tuple(map(resolved, loaded))
-    return loaded

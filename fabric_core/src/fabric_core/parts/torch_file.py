@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import decimal
 import glob
+import io
 import os
 import pathlib
 import pickle
@@ -28,8 +29,9 @@ from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.errors import CheckpointError, UnsafeCheckpointError
 from fabric_core.hooks import TORCH_FILE
 from fabric_core.manifest import add_to_archive, check_format, described, read_manifest
-from fabric_core.parts import numpy_pickle
-from fabric_core.parts.bare_pickle import globals_of
+from fabric_core.parts import archive, numpy_pickle
+from fabric_core.parts.bare_pickle import globals_of, harmful_call, may_harm
+from fabric_core.parts.stand_ins import RangeStandIn, no_bytes, resolved
 
 __all__ = ["TorchFile"]
 
@@ -41,9 +43,12 @@ METADATA_TYPES: tuple[Any, ...] = (
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
     *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
     *(argparse.Namespace, types.SimpleNamespace),
-    *(decimal.Decimal, uuid.UUID, frozenset, range, bytes),
+    *(decimal.Decimal, uuid.UUID, frozenset),
 )
 """Harmless types, beyond tensors and containers, that people put beside their weights."""
+
+STAND_INS: dict[str, Any] = {"builtins.range": RangeStandIn, "builtins.bytes": no_bytes}
+"""What is read in the place of others that people put there; see [Note: stand-ins]."""
 
 REFUSALS = ("not an allowed global", "is blocked", "allowlisted", "unrecognized function", "must be imported")
 """By these words PyTorch says that it will not bring something back; anything else that it says is about damage."""
@@ -87,10 +92,12 @@ class TorchFile(CheckpointIO):
         if manifest is not None:
             check_format(manifest, path, FORMAT, VERSION)
         try:
-            _check_sums(path)
+            archive.check(path)
+            _check_calls(path, weights_only)
             with _allowances(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
-                checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only)
+                loaded = torch.load(path, map_location="cpu", weights_only=weights_only)
+            checkpoint: dict[str, Any] = resolved(loaded) if weights_only else loaded
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from error
         except Exception as error:
@@ -98,7 +105,7 @@ class TorchFile(CheckpointIO):
                 f"The checkpoint {str(path)!r} cannot be read; it is damaged, cut short, or no checkpoint at all "
                 f"({type(error).__name__}: {_first_line(error)})."
             ) from error
-        return numpy_pickle.resolved(checkpoint)  # type: ignore[no-any-return]
+        return checkpoint
 
     def remove(self, path: Path) -> None:
         """Delete the file."""
@@ -133,21 +140,29 @@ def _remove_abandoned(path: Path) -> None:
                 temporary.unlink()
 
 
-def _check_sums(path: Path) -> None:
-    """Read every record once: PyTorch writes checksums and does not look at them, so a flipped bit would pass.
+def _check_calls(path: Path, weights_only: bool) -> None:
+    """Look into the pickle before PyTorch does.
 
     Raises:
-        zipfile.BadZipFile: A record is not what was written.
+        pickle.UnpicklingError: It asks for what PyTorch allows and we do not.
     """
-    if not zipfile.is_zipfile(path):  # the format of old, or garbage: PyTorch will tell
-        return
-    with zipfile.ZipFile(path) as archive:
-        for record in archive.infolist():
-            if record.CRC == 0:  # written with torch.serialization.set_crc32_options(False)
-                continue
-            with archive.open(record) as content:
-                while content.read(1 << 20):
-                    pass
+    name = _harmful_call(path) if weights_only else None
+    if name is not None:
+        raise pickle.UnpicklingError(f"{name} is not allowlisted")
+
+
+def _harmful_call(path: Path) -> str | None:
+    if zipfile.is_zipfile(path):
+        pickled = archive.pickles(path)
+        return next(
+            filter(None, (harmful_call(io.BytesIO(each)) for each in pickled if may_harm(each))), None
+        )
+    with (
+        contextlib.suppress(Exception),
+        path.open("rb") as file,
+    ):  # garbage, or one pickle and no file of PyTorch
+        return harmful_call(file, pickles=5)
+    return None
 
 
 def _flush(path: Path) -> None:
@@ -176,7 +191,9 @@ def _allowances() -> Iterator[None]:
             each[1] if isinstance(each, tuple) else f"{each.__module__}.{each.__name__}" for each in allowed
         }
         ours = [*_known(), *numpy_pickle.allowed(arrays="numpy.ndarray" not in names)]
-        with torch.serialization.safe_globals([each for each in ours if each not in allowed]):
+        wanted: Any = [each for each in ours if each not in allowed]
+        invariants: Any = torch.sparse.check_sparse_tensor_invariants  # sparse indices are checked, too
+        with torch.serialization.safe_globals(wanted), invariants():
             yield
 
 
@@ -186,6 +203,7 @@ def _known() -> Iterator[tuple[Any, str]]:
         moved = ("pathlib", "pathlib._local") if kind.__module__.startswith("pathlib") else (kind.__module__,)
         for home in moved:
             yield kind, f"{home}.{kind.__name__}"
+    yield from ((stand_in, name) for name, stand_in in STAND_INS.items())
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
@@ -215,15 +233,14 @@ def _what_it_needs(path: Path) -> str:
     try:
         with _allowances():
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        return ", ".join(names) or _arrays_that_stay_out(path)
+        return ", ".join(names) or _harmful_call(path) or _arrays_that_stay_out(path)
     except Exception:
         return ""
 
 
 def _arrays_that_stay_out(path: Path) -> str:
     """All that PyTorch lists is allowed; it does not look into the dtypes of arrays, which are texts."""
-    with zipfile.ZipFile(path) as archive:
-        pickled = next(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+    pickled = archive.pickles(path)[0]
     found = b"cnumpy\ndtype\n" in pickled and re.search(rb"X.\0\0\0[OV]\d", pickled, re.DOTALL)
     return "NumPy arrays of objects or records" if found else ""
 
