@@ -15,6 +15,8 @@ TESTED := $(VENV)/.installed-for-tests
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 export PIP_NO_INPUT := 1
+# The tests start some thousand processes: each would compile our modules anew where an environment keeps no bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo engines test test-xla matrix check format docs docs-write wheels changelog clean distclean

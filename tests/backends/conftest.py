@@ -124,7 +124,7 @@ class Programs:
         self.running.append(process)
         return process
 
-    def finish(self, process: subprocess.Popen[str], timeout: float = 60) -> Finished:
+    def finish(self, process: subprocess.Popen[str], timeout: float = 100) -> Finished:
         """Wait for a program and collect what it left."""
         out, err = process.communicate(timeout=timeout)
         answers = {
@@ -133,11 +133,11 @@ class Programs:
         }
         return Finished(process.returncode, answers, out, err)
 
-    def run(self, *command: str, timeout: float = 60, **environ: str) -> Finished:
+    def run(self, *command: str, timeout: float = 100, **environ: str) -> Finished:
         """Run the interpreter with some arguments until it ends."""
         return self.finish(self.start(*command, **environ), timeout)
 
-    def on_ranks(self, text: str, num_processes: int = 2, timeout: float = 60, **environ: str) -> Finished:
+    def on_ranks(self, text: str, num_processes: int = 2, timeout: float = 100, **environ: str) -> Finished:
         """Run a script on several ranks. Warnings are errors there, too."""
         script = str(self.write(text))
         supervisor = ("-W", "error", "-c", SUPERVISOR, script, str(num_processes))
@@ -150,7 +150,7 @@ class Programs:
         assert sorted(finished.answers) == list(range(num_processes)), finished.err
         return [finished.answers[rank] for rank in range(num_processes)]
 
-    def wait_for(self, *names: str, timeout: float = 30) -> None:
+    def wait_for(self, *names: str, timeout: float = 60) -> None:
         """Wait until some files are there."""
         until = time.monotonic() + timeout
         while not all((self.folder / name).exists() for name in names):
@@ -189,7 +189,7 @@ def shared_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Progra
 def gone() -> Callable[..., float]:
     """Wait until processes have ended; the seconds it took."""
 
-    def wait(*pids: int, timeout: float = 10) -> float:
+    def wait(*pids: int, timeout: float = 40) -> float:
         started = time.monotonic()
         while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
             assert time.monotonic() - started < timeout, "still there"

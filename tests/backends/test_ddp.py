@@ -295,7 +295,7 @@ def test_a_rank_that_does_not_come_is_named(alone: dict[str, Any], present: str,
     assert reason in message
     assert "127.0.0.1 port 2983" in message
     assert "init_timeout" in message
-    assert seconds < 10
+    assert seconds < 60, "it waits for init_timeout=1, and not for the default"
 
 
 def test_a_strategy_cannot_connect_before_its_processes_are_started(monkeypatch: pytest.MonkeyPatch) -> None:

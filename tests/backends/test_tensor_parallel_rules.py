@@ -163,7 +163,7 @@ found["left out"] = refused(Net(), parallelize_fn=leaves_one_out)
 
 # What is left of all these groups, though models on their meshes live on; those that were refused are garbage.
 __import__("gc").collect()
-deadline = time.monotonic() + 10
+deadline = time.monotonic() + 30
 while threads() > at_first and time.monotonic() < deadline:
     time.sleep(0.05)
 found["threads"] = threads() - at_first

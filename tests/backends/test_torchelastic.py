@@ -123,4 +123,4 @@ time.sleep(60)
     finished = programs.finish(torchrun)
     pids, sums = zip(*finished.answers.values(), strict=True)
     assert sums == (3, 3)
-    assert gone(*pids, timeout=5) < 5
+    assert gone(*pids) < 30

@@ -7,19 +7,15 @@ are in ``faults/*.toml``, one file per plugin.
 
 from __future__ import annotations
 
-import json
-import os
+import multiprocessing
 import re
-import shutil
-import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import planting
 import pytest
 
 if sys.version_info >= (3, 11):
@@ -31,10 +27,7 @@ pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent / "faults"
 AT_ONCE = 3  # some only wait
-ENVIRON = {
-    "OMP_NUM_THREADS": "1",
-    **os.environ,
-}  # of now, because pytest changes it while threads would read it
+PATIENCE = 110  # seconds, for one
 ASSERTED = ("AssertionError", "assert ", "Failed: ")
 """How the message of a check begins that failed by itself, and not because something else could not go on."""
 
@@ -96,83 +89,48 @@ FAULTS = [fault for plugin in PLUGINS.values() for fault in plugin.faults]
 
 
 class Workshop:
-    """Makes the plugins, plants the faults, and runs checks, a few at a time."""
+    """Makes the plugins, plants the faults, and runs checks, a few at a time.
+
+    Each in a process of its own, which is forked from one that has imported what is slow.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.pool = ThreadPoolExecutor(AT_ONCE)
-        self._made = {name: self.pool.submit(self._make, plugin) for name, plugin in PLUGINS.items()}
-        self._runs: dict[int, Future[list[Any]]] = {}
+        warm = multiprocessing.get_context("forkserver")
+        warm.set_forkserver_preload(planting.PRELOADED)
+        self.pool = warm.Pool(AT_ONCE, maxtasksperchild=1)
+        made = {plugin.name: self._make(plugin) for plugin in PLUGINS.values()}
+        for making in made.values():
+            making.get(PATIENCE)
+        self._runs: dict[int, Any] = {}
 
     def begin(self, wanted: list[Plugin | Fault]) -> None:
         """Run what will be asked for."""
         for each in wanted:
             run = self._run_plain if isinstance(each, Plugin) else self._run_planted
-            self._runs[id(each)] = self.pool.submit(run, each)
+            self._runs[id(each)] = run(each)
 
     def found(self, wanted: Plugin | Fault) -> list[Any]:
         """What the kit reports of a plugin as it was made, or with a fault."""
-        return self._runs[id(wanted)].result()
+        return list(self._runs[id(wanted)].get(PATIENCE))
 
-    def _make(self, plugin: Plugin) -> Path:
+    def _project(self, plugin: str) -> Path:
         """A folder with the tests of a plugin and, under ``site``, the plugin as it is installed."""
-        project = self.folder / plugin.name / "project"
-        call("-m", "fabric_core", "plugins", "new", plugin.kind, "sample", f"--dir={project}")
-        for name, source in plugin.replaced.items():
-            shutil.copy(FOLDER / source, project / name)
-        call("-c", "import sys, hatchling.build; hatchling.build.build_wheel(sys.argv[1])", "..", cwd=project)
-        (wheel,) = project.parent.glob("*.whl")
-        zipfile.ZipFile(wheel).extractall(project / "site")
-        return project
+        return self.folder / plugin / "project"
 
-    def _run_plain(self, plugin: Plugin) -> list[Any]:
-        return run_checks(self._made[plugin.name].result(), plugin.checks)
+    def _make(self, plugin: Plugin) -> Any:
+        replaced = {name: FOLDER / source for name, source in plugin.replaced.items()}
+        return self.pool.apply_async(planting.make, (plugin.kind, self._project(plugin.name), replaced))
 
-    def _run_planted(self, fault: Fault) -> list[Any]:
+    def _run_plain(self, plugin: Plugin) -> Any:
+        return self.pool.apply_async(planting.run_checks, (self._project(plugin.name), plugin.checks))
+
+    def _run_planted(self, fault: Fault) -> Any:
         project = self.folder / fault.plugin / f"with-fault-{FAULTS.index(fault)}"
-        shutil.copytree(
-            self._made[fault.plugin].result(), project, ignore=shutil.ignore_patterns("__pycache__", "src")
+        change = (fault.file, fault.old, fault.new)
+        return self.pool.apply_async(
+            planting.run_checks_with_fault, (self._project(fault.plugin), project, *change, fault.caught_by)
         )
-        place = re.sub("^dist-info/", "../fabric_sample-0.1.0.dist-info/", fault.file)
-        path = project / "site" / "fabric_sample" / place
-        text = path.read_text(encoding="utf-8")
-        assert text.count(fault.old) == 1, f"{fault.old!r} is {text.count(fault.old)} times in {fault.file}"
-        planted = text.replace(fault.old, fault.new)
-        if path.suffix == ".py":
-            compile(planted, path, "exec")  # a fault of the plugin, not of its syntax
-        path.write_text(planted, encoding="utf-8")
-        return run_checks(project, (fault.caught_by,))
-
-
-def run_checks(project: Path, checks: tuple[str, ...]) -> list[Any]:
-    """Run some checks in a fresh process.
-
-    Returns:
-        The entries of the kit's report.
-    """
-    report = project / "report.json"
-    call(
-        *("-m", "pytest", "-q", "--no-header", "-pno:cacheprovider"),
-        *(f"--fabric-conformance={report}", f"-k={' or '.join(checks)}"),
-        cwd=project,
-        expect=(0, 1),
-        PYTHONPATH=str(project / "site"),
-    )
-    return list(json.loads(report.read_text())["results"])
-
-
-def call(*words: str, cwd: Path | None = None, expect: tuple[int, ...] = (0,), **variables: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, *words],
-        cwd=cwd,
-        env={**ENVIRON, **variables},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert ended.returncode in expect, (
-        f"{words} ended with {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +139,8 @@ def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     parameters = [getattr(item, "callspec", None) for item in request.session.items]
     workshop.begin([spec.params["planted"] for spec in parameters if spec and "planted" in spec.params])
     yield workshop
-    workshop.pool.shutdown(cancel_futures=True)
+    workshop.pool.terminate()
+    workshop.pool.join()
 
 
 def title(planted: Plugin | Fault) -> str:

@@ -94,10 +94,10 @@ class Job:
                 continue
         return found
 
-    def finish(self, within: float = 20.0) -> int:
+    def finish(self, within: float = 30.0) -> int:
         """Wait for the end; nothing of the job may be left."""
         code = self.process.wait(within)
-        wait_until(lambda: not self.living(), within=1.0)  # the helper of multiprocessing takes a moment
+        wait_until(lambda: not self.living())  # the helper of multiprocessing takes a moment
         assert list(self.folder.glob("fabric-*")) == [], "the directory of records is removed"
         return code
 
@@ -115,7 +115,7 @@ class Job:
         return (self.folder / "out").read_text()
 
 
-def wait_until(condition: Callable[[], bool], within: float = 10.0) -> float:
+def wait_until(condition: Callable[[], bool], within: float = 30.0) -> float:
     """Seconds until ``condition`` held."""
     started = time.monotonic()
     while not condition():
@@ -129,7 +129,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     jobs: list[Job] = []
 
     def start_job(num_processes: int, source: str, program: str = SUPERVISOR, **env: str) -> Job:
-        jobs.append(Job(tmp_path, num_processes, source, program, **env))
+        patient = {
+            "FABRIC_GRACE_SECONDS": "60"
+        }  # longer than a test waits, so that nothing ends because of it
+        jobs.append(Job(tmp_path, num_processes, source, program, **{**patient, **env}))
         return jobs[-1]
 
     yield start_job
@@ -155,7 +158,7 @@ def test_the_traceback_of_the_rank_that_raised_is_what_the_user_sees_last(start,
     job = start(3, RAISING.format(failing=failing))
     job.pids()
     (job.folder / "go").touch()
-    assert job.finish(within=5) == 1
+    assert job.finish() == 1
     # What the interpreter itself writes about the same script is the reference.
     plain = subprocess.run(
         [sys.executable, str(job.folder / "train.py")],
@@ -241,7 +244,7 @@ raise RuntimeError("connection closed by peer")
 def test_a_killed_rank_ends_the_others_and_the_exit_code_names_the_signal(start, victim):
     job = start(2, SLEEPING)
     os.kill(job.pids()[victim], signal.SIGKILL)
-    assert job.finish(within=3) == 128 + signal.SIGKILL
+    assert job.finish() == 128 + signal.SIGKILL
     assert job.err.startswith(f"fabric: rank {victim} failed: killed by SIGKILL")
     assert len(job.err.splitlines()) == 1
 
@@ -295,7 +298,7 @@ def test_a_rank_that_failed_but_cannot_end_does_not_hold_up_the_job(start):
     time.sleep(60)
     """
     job = start(2, source, FABRIC_GRACE_SECONDS="0.3")
-    assert job.finish(within=5) == 1
+    assert job.finish() == 1
     assert job.err.endswith("ValueError: boom\n")
 
 
@@ -312,7 +315,7 @@ def test_a_rank_that_failed_may_finish_what_it_does_last(start):
     time.sleep(60)
     """
     job = start(2, source)
-    assert job.finish(within=5) == 1
+    assert job.finish() == 1
     assert job.out.splitlines() == ["told to end", "finished"]
 
 
@@ -320,7 +323,7 @@ def test_a_stopped_rank_is_killed_after_the_grace_period(start):
     job = start(2, RAISING.format(failing=1), FABRIC_GRACE_SECONDS="0.5")
     os.kill(job.pids()[0], signal.SIGSTOP)
     (job.folder / "go").touch()
-    assert job.finish(within=5) == 1
+    assert job.finish() == 1
 
 
 def test_a_rank_may_use_the_grace_period_but_not_more(start):
@@ -341,7 +344,7 @@ def test_a_rank_may_use_the_grace_period_but_not_more(start):
     job = start(3, source, FABRIC_GRACE_SECONDS="0.7")
     job.pids()
     started = time.monotonic()
-    assert job.finish(within=5) == 1
+    assert job.finish() == 1
     assert time.monotonic() - started >= 0.4
     assert sorted(job.out.splitlines()) == ["cleaned up 0", "cleaned up 1"]
     assert job.err.endswith("ValueError: boom\n")
@@ -373,7 +376,7 @@ def test_kill_9_of_the_parent_leaves_no_rank_and_no_worker_alive(start):
     os.kill(job.pids()[1], signal.SIGSTOP)
     assert len(job.living()) == 5
     job.process.kill()
-    assert wait_until(lambda: not job.living()) < 2.0
+    wait_until(lambda: not job.living())
 
 
 # -------------------------------------------------------------------------------------------------- signals
@@ -397,13 +400,11 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("stubborn", ["", STUBBORN], ids=["docile", "stubborn"])
 @pytest.mark.parametrize("to_all", [True, False], ids=["to_the_group", "to_the_supervisor"])
-def test_ctrl_c_ends_everything_within_three_seconds_without_a_traceback(start, to_all, stubborn):
+def test_ctrl_c_ends_everything_after_a_short_grace_period_without_a_traceback(start, to_all, stubborn):
     job = start(2, stubborn + CLEANING)
     job.pids()
-    started = time.monotonic()
     (os.killpg if to_all else os.kill)(job.process.pid, signal.SIGINT)
     assert job.finish() == 130
-    assert time.monotonic() - started < 3.0
     assert job.err == "fabric: interrupted\n"
     assert job.out.splitlines() == ["cleaned up"] * (1 if stubborn else 2), "each rank cleans up undisturbed"
 
@@ -430,14 +431,14 @@ def test_ctrl_c_while_the_ranks_are_starting_shows_no_traceback_either(start, de
 
 
 def test_a_second_ctrl_c_kills_at_once(start):
-    job = start(2, STUBBORN + SLEEPING)
+    patient = "from fabric_core.supervisor import watch\nwatch._INTERRUPT_GRACE = 60.0\n"
+    job = start(2, STUBBORN + SLEEPING, program=SUPERVISOR.replace("sys.exit(", f"{patient}sys.exit("))
     job.pids()
     os.killpg(job.process.pid, signal.SIGINT)
     time.sleep(0.4)
-    started = time.monotonic()
+    assert job.process.poll() is None
     os.killpg(job.process.pid, signal.SIGINT)
     assert job.finish() == 130
-    assert time.monotonic() - started < 1.0
     assert job.err == "fabric: interrupted\n"
 
 
@@ -448,7 +449,7 @@ def test_ctrl_c_cuts_the_grace_period_after_a_failure_short(start):
     time.sleep(0.5)
     assert job.process.poll() is None
     os.killpg(job.process.pid, signal.SIGINT)
-    assert job.finish(within=2) == 1
+    assert job.finish() == 1
     assert job.err.endswith("ValueError: boom on rank 0\n")
 
 
@@ -467,7 +468,7 @@ def test_a_signal_to_the_supervisor_is_passed_on(start, name):
     job = start(2, source, FABRIC_GRACE_SECONDS="0.5")
     job.pids()
     os.kill(job.process.pid, signal.Signals[name])
-    assert job.finish(within=5) == 128 + signal.Signals[name]
+    assert job.finish() == 128 + signal.Signals[name]
     assert job.out.splitlines() == [f"got {signal.Signals[name]}"] * 2
     late = "1 rank(s) did not end within the grace period and were killed"
     assert job.err == f"fabric: ended by {name}; {late}\n"
@@ -721,10 +722,8 @@ def test_a_failure_inside_a_program_is_an_exception_that_ends_with_the_traceback
 def test_ctrl_c_inside_a_program_ends_the_ranks_and_is_raised_again(start_program, method, to_all):
     job = start_program(method, "no")
     job.pids()
-    started = time.monotonic()
     (os.killpg if to_all else os.kill)(job.process.pid, signal.SIGINT)
     assert job.finish() == 0
-    assert time.monotonic() - started < 3.0
     assert job.out.splitlines() == ["KeyboardInterrupt", "the parent lives on"]
     assert job.err == ""
 
@@ -733,7 +732,7 @@ def test_sigterm_inside_a_program_ends_the_ranks_and_then_the_program(start_prog
     job = start_program("fork", "no")
     job.pids()
     os.kill(job.process.pid, signal.SIGTERM)
-    assert job.process.wait(5) == -signal.SIGTERM
+    assert job.process.wait(30) == -signal.SIGTERM
     assert job.living() == []
 
 
@@ -741,7 +740,7 @@ def test_kill_9_of_a_program_leaves_no_forked_rank_alive(start_program):
     job = start_program("fork", "no")
     job.pids()
     job.process.kill()
-    assert wait_until(lambda: not job.living()) < 2.0
+    wait_until(lambda: not job.living())
 
 
 def test_supervision_works_outside_the_main_thread(start_program):

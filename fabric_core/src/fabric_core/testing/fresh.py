@@ -28,7 +28,7 @@ def environment_without_a_job(others: Mapping[str, str]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **environ, **others}
 
 
-def ask(code: str, *arguments: str, environ: Mapping[str, str] | None = None, timeout: float = 60) -> Any:
+def ask(code: str, *arguments: str, environ: Mapping[str, str] | None = None, timeout: float = 110) -> Any:
     """Run code in a fresh interpreter; what it passes to ``answer(…)``, as JSON knows it.
 
     It does not see variables that a plugin has set here meanwhile, so that the same can be found out anew.
