@@ -90,7 +90,14 @@ def answer(fabric: Run, *args: str, code: int = 0, **more: Any) -> Any:
 def test_help_lists_our_commands(fabric: Run, option: str) -> None:
     ended = fabric(option)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert re.findall(r"^  (\w+)  ", ended.stdout, re.MULTILINE) == ["run", "explain", "plugins", "doctor"]
+    assert re.findall(r"^  (\w+)  ", ended.stdout, re.MULTILINE) == [
+        "run",
+        "explain",
+        "plugins",
+        "consolidate",
+        "shard",
+        "doctor",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_help_takes_an_eighth_of_a_second_of_cpu_time(fabric: Run, least: Any) -
 
 def test_the_list_holds_every_kind_and_every_installed_part(fabric: Run) -> None:
     found = answer(fabric, "plugins", "list")
-    assert {part["kind"] for part in found["parts"]} == {*KINDS, "command"}
+    assert {part["kind"] for part in found["parts"]} == set(KINDS)
     by_name = {(part["kind"], part["name"], part["distribution"]): part for part in found["parts"]}
     assert by_name["precision", "32-true", "fabric-core"] == {
         "kind": "precision",

@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from fabric_core import (
-    CheckpointError,
-    ConfigurationError,
     LaunchError,
     OptionsError,
     Registry,
@@ -23,7 +21,6 @@ from fabric_core import (
 )
 from fabric_core.resolve import resolve
 from fabric_deepspeed import library
-from fabric_deepspeed.command import deepspeed_consolidate
 from fabric_deepspeed.config import combine, complete, read
 from fabric_deepspeed.hooks import NAMES
 from fabric_deepspeed.options import Options, options_from
@@ -271,14 +268,3 @@ def test_the_lock_of_a_build_that_runs_is_waited_for(extensions: Path) -> None:
     os.utime(extensions / "lock", (past, past))
     (extensions / "cpu_adam.o").touch()
     library.check_lock(extensions)
-
-
-def test_the_command_for_whole_checkpoints_replaces_nothing_by_accident(tmp_path: Path) -> None:
-    (file := tmp_path / "there.pt").write_text("mine")
-    with pytest.raises(ConfigurationError, match=r"there\.pt' is there already.*--force"):
-        deepspeed_consolidate.main([str(tmp_path / "nothing"), str(file)], standalone_mode=False)
-    with pytest.raises(CheckpointError, match="no checkpoint in pieces at .*nothing"):
-        deepspeed_consolidate.main([str(tmp_path / "nothing"), str(file), "--force"], standalone_mode=False)
-    with pytest.raises(ConfigurationError, match="is a folder, and the result is one file"):
-        deepspeed_consolidate.main([str(tmp_path), str(tmp_path), "--force"], standalone_mode=False)
-    assert file.read_text() == "mine"

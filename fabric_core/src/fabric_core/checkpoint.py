@@ -19,6 +19,7 @@ from fabric_core.errors import (
     WrongTypeError,
     listing,
 )
+from fabric_core.sharded.reading import plain
 from fabric_core.wrappers.face import unwrap
 
 OWN_KEY = "__fabric__"
@@ -124,6 +125,8 @@ def restore_raw(checkpoint: Any, obj: Any, strategy: Strategy, strict: bool, nam
     if not isinstance(obj, nn.Module | Optimizer):
         raise WrongTypeError(f"load_raw restores a model or an optimizer, not a {type(obj).__qualname__}.")
     original = unwrap(obj)
+    if not strategy.reads_stored_tensors:
+        checkpoint = plain(checkpoint)
     what = f"The checkpoint's {name!r}" if name else "The checkpoint"
     try:
         if isinstance(obj, nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fabric_core import CommandSpec, Plan, PrecisionSpec, StrategySpec, hookimpl
+from fabric_core import Plan, PrecisionSpec, StrategySpec, hookimpl
 
 DEEPSPEED = StrategySpec(
     "deepspeed",
@@ -74,16 +74,6 @@ def fabric_precisions() -> Iterator[PrecisionSpec]:
     ):
         options = {"dtype": dtype, "makes_half": name in ("16-true", "bf16-true")}
         yield replace(PRECISION, name=name, aliases=aliases, options=options, description=description)
-
-
-@hookimpl
-def fabric_cli_commands() -> Iterator[CommandSpec]:
-    """For checkpoints that go elsewhere."""
-    yield CommandSpec(
-        "deepspeed-consolidate",
-        "fabric_deepspeed.command:deepspeed_consolidate",
-        help="Write a checkpoint of DeepSpeed, which is in pieces, as one file.",
-    )
 
 
 @hookimpl

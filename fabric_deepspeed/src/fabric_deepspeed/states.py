@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fabric_core.errors import CheckpointError, listing
+from fabric_core.sharded.reading import plain
 from fabric_deepspeed.engine import Engine
 from fabric_deepspeed.layouts import piece_of, read_piece, write_piece
-from fabric_deepspeed.pieces import Piece, cut, plain, shape_of
+from fabric_deepspeed.pieces import Piece, cut, shape_of
 
 SCALER = "loss_scaler"
 """Where the state of the first optimizer of an engine has what the engine knows of its loss scale."""

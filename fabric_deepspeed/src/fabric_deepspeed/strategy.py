@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fabric_backends.sharding import folder as folders
-from fabric_backends.sharding.tensors import mapped
 from fabric_backends.strategies.folders import CheckpointKind, FolderStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.empty_init import skip_init
 from fabric_core.errors import OptionsError, SetupError, UnsupportedError
+from fabric_core.sharded.trees import mapped, named
 from fabric_deepspeed import library, pieces, states
 from fabric_deepspeed.checks import backward_arguments, check_parameters
 from fabric_deepspeed.checks import logging_level as as_level
@@ -56,6 +55,7 @@ class DeepSpeedStrategy(FolderStrategy):
     spec = DEEPSPEED
     joint_setup = True
     owns_backward = True
+    reads_stored_tensors = True
 
     def __init__(
         self,
@@ -353,40 +353,17 @@ class DeepSpeedStrategy(FolderStrategy):
         states.load_optimizer_state(optimizer, self._engine_with(optimizer), state)
 
     def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Write a folder of pieces, or one file where nothing is in pieces. Called on every rank.
+        """Write a folder of shards, or one file where nothing is in pieces. Called on every rank.
 
         Raises:
             CheckpointError: It cannot be written; on every rank. What was there before is intact.
         """
         if self.checkpoint == "full":
-            checkpoint = mapped(checkpoint, lambda piece: piece.whole(), (pieces.Piece,))
-        if pieces.has_pieces(checkpoint):
-            self.save_folder(
-                path,
-                lambda temporary: pieces.write_pieces(temporary, self.global_rank, checkpoint),
-                lambda: pieces.without_pieces(checkpoint),
-            )
+            checkpoint = mapped(checkpoint, pieces.Piece.whole, pieces.Piece)
+        if named(checkpoint, lambda value: isinstance(value, pieces.Piece)):
+            self.save_folder(path, mapped(checkpoint, pieces.Piece.share, pieces.Piece))
         else:
             super().save_checkpoint(path, checkpoint)
-
-    def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
-        """Read a folder of pieces, of shards as ``fsdp`` writes them, or one file; tensors when they are restored."""
-        found = folders.find(path)
-        load_values = self.surroundings.checkpoint_io.load
-        if found is None:
-            return load_values(path, weights_only=weights_only)
-        shards = folders.ShardedFolder(found)
-        values = load_values(found / folders.VALUES, weights_only=weights_only)
-        checkpoint: dict[str, Any]
-        if (found / ".metadata").exists():
-            checkpoint = folders.with_stored(values, shards)
-        else:
-            checkpoint = pieces.with_stored(values, found, weights_only)
-        return checkpoint
-
-    def plain_value(self, value: Any) -> Any:
-        """As the contract: what lies in a folder is read whole, so that weights come as plain float32 tensors."""
-        return pieces.plain(value)
 
 
 class _ForwardOnly(nn.Module):

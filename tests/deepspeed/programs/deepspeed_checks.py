@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from fabric_core import Fabric
-from fabric_deepspeed.command import deepspeed_consolidate
+from fabric_core.sharded.manifest import as_text
+from fabric_core.sharded.writing import sum_of
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 FOLDER = Path()
@@ -539,10 +540,6 @@ def a_checkpoint_of_others(opened: Any) -> float | None:
     for path in written:
         with opened() as fabric:
             state = fresh(fabric, seed=7)
-            if path.is_dir() and "deepspeed" not in fabric.plan.strategy.name:
-                whole = path.with_suffix(".whole")
-                deepspeed_consolidate.main([str(path), str(whole), "--force"], standalone_mode=False)
-                path = whole
             fabric.load(path, state)
             continued(3, 6, state, fabric.backward, mine)
             found = state["model"].state_dict() if fabric.plan.strategy.name == "single_device" else None
@@ -586,12 +583,13 @@ def what_does_not_fit_is_refused(opened: Any) -> Any:
         found.append(error_of(fabric.load, path, {"model": model, "optimizer": optimizer}))
         fabric.barrier()
         if RANK == 0 and path.is_dir():
-            piece = next(iter(sorted(path.glob("pieces-*.pt"))))
-            torch.save({"model.first.weight": {"offset": 0, "data": Harmful()}}, piece)
+            torch.save({"model": Harmful()}, path / "values.pt")
             manifest = path / "fabric.json"
             content = json.loads(manifest.read_text())
-            content["files"][piece.name] = piece.stat().st_size
-            manifest.write_text(json.dumps(content))
+            size, checksum = sum_of(path / "values.pt")
+            content["files"]["values.pt"] = {"size": size, "crc32": checksum}
+            del content["checksum"]
+            manifest.write_text(as_text(content))
         fabric.barrier()
         found.append(error_of(fabric.load, path, {"model": model}) if path.is_dir() else None)
         return [*found, "HARMED" in os.environ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
+
+from fabric_core.sharded.boxes import Box, whole_box
+from fabric_core.sharded.shares import Share
 
 
 def is_sharded(value: Any) -> TypeGuard[DTensor]:
@@ -47,57 +48,23 @@ def sharded_like(full: Tensor, like: DTensor) -> Tensor:
     part = torch.empty_like(like, dtype=full.dtype, requires_grad=False)
     target = local_part(part)
     if target.numel():
-        (chunk,) = like.__create_chunk_list__()  # type: ignore[no-untyped-call]
-        place = tuple(
-            slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True)
-        )
-        target.copy_(full.detach()[place])
+        target.copy_(full.detach()[box_of(like).within(whole_box(full.shape))])
     return part
 
 
-def mapped(tree: Any, function: Callable[[Any], Any], kinds: tuple[type, ...] = (Tensor,)) -> Any:
-    """Copy dictionaries, lists and tuples, with a function applied to each tensor in them, in their order.
-
-    Dictionaries keep their type and attributes, as state dicts have them; anything else is left as it is.
-
-    Args:
-        tree: What to copy.
-        function: Gets a tensor, returns what takes its place.
-        kinds: What counts as a tensor.
-    """
-    if isinstance(tree, kinds):
-        return function(tree)
-    if isinstance(tree, dict):
-        result = copy.copy(tree)
-        for key, value in tree.items():
-            result[key] = mapped(value, function, kinds)
-        return result
-    if type(tree) in (list, tuple):
-        return type(tree)(mapped(value, function, kinds) for value in tree)
-    return tree
+def box_of(tensor: DTensor) -> Box:
+    """Which part of the whole lies on this rank, which has one."""
+    (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    return Box(tuple(chunk.offsets), tuple(chunk.sizes))
 
 
-def named_tensors(tree: Any, wanted: Callable[[Tensor], bool]) -> dict[str, Any]:
-    """The tensors in dictionaries, lists and tuples that are wanted, by dotted names, in their order.
-
-    Two that would have one name are told apart by apostrophes; the same tree always gives the same names.
-    """
-    found: dict[str, Any] = {}
-
-    def visit(value: Any, name: str) -> None:
-        if isinstance(value, Tensor):
-            if wanted(value):
-                while name in found:
-                    name += "'"
-                found[name] = value
-            return
-        entries: Any = ()
-        if isinstance(value, dict):
-            entries = value.items()
-        elif type(value) in (list, tuple):
-            entries = enumerate(value)
-        for key, entry in entries:
-            visit(entry, f"{name}.{key}" if name else str(key))
-
-    visit(tree, "")
-    return found
+def share_of(tensor: DTensor) -> Share:
+    """What this rank writes of a sharded tensor: of copies, the first rank of the mesh that has one."""
+    coordinate = tensor.device_mesh.get_coordinate()
+    is_first = coordinate is not None and all(
+        not isinstance(placement, Replicate) or place == 0
+        for placement, place in zip(tensor.placements, coordinate, strict=True)
+    )
+    local = local_part(tensor)
+    parts = ((box_of(tensor), local),) if is_first and local.numel() else ()
+    return Share(tensor.shape, tensor.dtype, parts)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fabric_backends.sharding import folder as folders
 from fabric_backends.strategies.parallel import ParallelStrategy
 from fabric_core.errors import CheckpointError, OptionsError, did_you_mean
+from fabric_core.sharded.folders import remove, remove_abandoned, temporary_for
+from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
 
 CheckpointKind = Literal["sharded", "full"]
 
@@ -37,36 +38,36 @@ class FolderStrategy(ParallelStrategy):
             )
         self.checkpoint: CheckpointKind = checkpoint
 
-    def save_folder(
-        self, path: Path, write_part: Callable[[Path], None], rest: Callable[[], dict[str, Any]]
-    ) -> None:
+    def save_folder(self, path: Path, checkpoint: Any) -> None:
         """Write a folder, and put it in the place of what was there before. Called on every rank.
 
         Args:
             path: Where it goes in the end.
-            write_part: Writes what this rank holds to the folder that it is given. Called on every rank.
-            rest: Gives everything that is in no part, to be written by the checkpoint io. Called on rank 0.
+            checkpoint: Every rank writes its shares (`fabric_core.sharded.shares.Share`), rank 0 everything else.
 
         Raises:
             CheckpointError: It cannot be written; on every rank. What was there before is intact.
         """
-        temporary = folders.temporary_for(path, self.broadcast(secrets.token_hex(4)))
+        temporary = temporary_for(path, self.broadcast(secrets.token_hex(4)))
+        io = self.surroundings.checkpoint_io
 
         def prepare() -> None:
-            folders.remove_abandoned(path)
+            remove_abandoned(path)
             temporary.mkdir(parents=True)
 
-        def finish() -> None:
-            self.surroundings.checkpoint_io.save(temporary / folders.VALUES, rest())
-            folders.finish(temporary, path)
+        def finish_folder() -> None:
+            io.save(temporary / VALUES, without_shares(checkpoint))
+            finish(temporary, path, self.world_size, io.origin)
 
         try:
             self._on_ranks(path, prepare, range(1))
-            self._on_ranks(path, lambda: write_part(temporary), range(self.world_size))
-            self._on_ranks(path, finish, range(1))
+            self._on_ranks(
+                path, lambda: write_part(temporary, self.global_rank, checkpoint), range(self.world_size)
+            )
+            self._on_ranks(path, finish_folder, range(1))
         finally:
             if self.global_rank == 0:
-                folders.remove(temporary)
+                remove(temporary)
 
     def _on_ranks(self, path: Path, action: Callable[[], None], ranks: range) -> None:
         """Do one part of the writing on some ranks, and succeed or fail on all of them."""

@@ -289,7 +289,7 @@ class ParallelStrategy(Strategy):
 
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
         """What `load_checkpoint` does on each rank, by itself; the others are told when it fails."""
-        return self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
+        return super().load_checkpoint(path, weights_only=weights_only)
 
     def _first_failure(self, failure: Exception | None, workers: Sequence[int]) -> tuple[int, str] | None:
         """The first of some ranks that has failed, and why. Called on every rank, by ``workers`` when they are done.

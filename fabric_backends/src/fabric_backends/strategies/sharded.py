@@ -6,24 +6,22 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.serialization import config as serialization
 
-from fabric_backends.sharding import clipping, folder, restoring
+from fabric_backends.sharding import clipping, restoring
 from fabric_backends.sharding import held as gradients
 from fabric_backends.sharding.rebinding import Rebinding
-from fabric_backends.sharding.tensors import is_sharded, local_part, mapped, whole
+from fabric_backends.sharding.tensors import is_sharded, local_part, share_of, whole
 from fabric_backends.strategies.folders import CheckpointKind, FolderStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
-
-_FOREVER = timedelta(days=30)  # writing takes as long as it takes
+from fabric_core.sharded.trees import mapped
 
 
 class ShardedStrategy(FolderStrategy):
@@ -42,6 +40,7 @@ class ShardedStrategy(FolderStrategy):
     """
 
     forward_only = True
+    reads_stored_tensors = True
 
     def __init__(
         self,
@@ -58,18 +57,8 @@ class ShardedStrategy(FolderStrategy):
             init_timeout=init_timeout,
         )
         self.rebinding = Rebinding()
-        self._checkpoint_group: Any = None
         self._models: WeakKeyDictionary[nn.Module, list[ref[Any]]] = WeakKeyDictionary()
         self._holds = False
-
-    # -- coming and going -----------------------------------------------------------------------------------------
-
-    def teardown(self) -> None:
-        """Let go of the models, then leave the process group. Called on every rank; safe to call twice."""
-        group, self._checkpoint_group = self._checkpoint_group, None
-        if group is not None and dist.is_initialized():
-            dist.destroy_process_group(group)
-        super().teardown()
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -161,13 +150,9 @@ class ShardedStrategy(FolderStrategy):
             CheckpointError: It cannot be written; on every rank. What was there before is intact.
         """
         if self.checkpoint == "full":
-            super().save_checkpoint(path, mapped(checkpoint, self._whole))
+            super().save_checkpoint(path, mapped(checkpoint, self._whole, Tensor))
         else:
-            self.save_folder(
-                path,
-                lambda temporary: folder.write_shards(temporary, checkpoint, self._group()),
-                lambda: folder.without_shards(checkpoint),
-            )
+            self.save_folder(path, mapped(checkpoint, share_of, DTensor))
 
     def _whole(self, tensor: Tensor) -> Tensor:
         """On rank 0 the whole tensor, on the CPU if it was sharded."""
@@ -176,33 +161,14 @@ class ShardedStrategy(FolderStrategy):
         full = whole(tensor)
         return full.cpu() if self.global_rank == 0 else full.new_empty(0)
 
-    def _group(self) -> Any:
-        """A group for the writing, in which a rank may wait for a slow disk of another. Called on every rank."""
-        if self._checkpoint_group is None and self.world_size > 1:
-            self._checkpoint_group = dist.new_group(backend="gloo", timeout=_FOREVER)
-            self.afterwards(partial(setattr, self, "_checkpoint_group", None))
-        return self._checkpoint_group
-
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
         """Read a folder of shards, or one file; tensors are read when somebody restores them."""
-        found = folder.find(path)
-        load_values = self.surroundings.checkpoint_io.load
-        if found is None:
-            with _memory_mapped(path):
-                return load_values(path, weights_only=weights_only)
-        shards = folder.ShardedFolder(found)
-        values = load_values(found / folder.VALUES, weights_only=weights_only)
-        checkpoint: dict[str, Any] = folder.with_stored(values, shards)
-        return checkpoint
+        with _memory_mapped(path):
+            return super().read_checkpoint(path, weights_only)
 
     def plain_value(self, value: Any) -> Any:
-        """As the contract: what lies in a folder is read whole."""
-        return mapped(value, _read, (Tensor, folder.StoredTensor))
-
-
-def _read(tensor: Any) -> Tensor:
-    plain: Tensor = tensor.read() if isinstance(tensor, folder.StoredTensor) else tensor.clone()
-    return plain
+        """As the contract. What is mapped from a file is copied, so that the file may change."""
+        return super().plain_value(mapped(value, Tensor.clone, Tensor))
 
 
 @contextmanager

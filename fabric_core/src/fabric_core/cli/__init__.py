@@ -23,6 +23,8 @@ OWN = {
     "run": ("fabric_core.cli.run:run", "Run a script, on as many processes as the flags say."),
     "explain": ("fabric_core.cli.explain:explain", "Show what the flags would choose, and why."),
     "plugins": ("fabric_core.cli.plugins:plugins", "List the installed parts; make and check your own."),
+    "consolidate": ("fabric_core.cli.convert:consolidate", "Write a checkpoint in shards as one file."),
+    "shard": ("fabric_core.cli.convert:shard", "Write a checkpoint in one file as shards."),
     "doctor": ("fabric_core.cli.doctor:doctor", "Show versions, devices, and what is broken and why."),
 }
 """The core's own commands: where each is, and its line of help. No distribution can take their names."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,6 +68,10 @@ class Strategy(Part):
     forward_only: bool = False
     """Whether a set-up model may compute in its forward pass only although `setup_module` returned the module itself:
     because it was changed in place, and its parameters are whole only then."""
+
+    reads_stored_tensors: bool = False
+    """Whether `load_module_state_dict` and `load_optimizer_state_dict` take `StoredTensor` in a state, of which each
+    rank then reads what it holds. Otherwise they get whole tensors."""
 
     surroundings: Surroundings
     """The other parts, the devices and the size of the job. Set by `attach`."""
@@ -340,7 +345,8 @@ class Strategy(Part):
     # [Note: state of one's own] What the two ``…_state_dict`` methods return may hold objects that only this strategy
     # understands: shards of tensors, the handle of an engine. They reach its `save_checkpoint` inside of what ``save``
     # collected. Likewise `load_checkpoint` may return objects that are read when they are restored; those that nobody
-    # asked for are turned into plain values by `plain_value`.
+    # asked for are turned into plain values by `plain_value`. A checkpoint in shards (fabric_core.sharded) comes with
+    # `StoredTensor` objects in the place of what lies in shards, under any strategy that does not read it otherwise.
 
     def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
         """The state of the user's module, keys without prefix. Called on every rank by ``save``."""
@@ -369,8 +375,15 @@ class Strategy(Part):
         self.surroundings.checkpoint_io.save(path, checkpoint)
 
     def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
-        """Read what `save_checkpoint` wrote. Called on every rank. Errors as `CheckpointIO.load`."""
-        return self.surroundings.checkpoint_io.load(path, weights_only=weights_only)
+        """Read what `save_checkpoint` of any strategy wrote: one file, or a folder of shards. Called on every rank.
+
+        Errors as `CheckpointIO.load`.
+        """
+        from fabric_core.sharded.reading import read_checkpoint
+
+        load = partial(self.surroundings.checkpoint_io.load, weights_only=weights_only)
+        checkpoint: dict[str, Any] = read_checkpoint(path, load)
+        return checkpoint
 
     def plain_value(self, value: Any) -> Any:
         """Make plain what nobody else restores; see [Note: state of one's own]. Called on every rank by ``load``.
@@ -382,7 +395,9 @@ class Strategy(Part):
         Returns:
             The same as plain values, on the CPU.
         """
-        return value
+        from fabric_core.sharded.reading import plain
+
+        return plain(value)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class LazyStrategy(Strategy):
     def plain_value(self, value: Any) -> Any:
         """As the contract; and let the device take over what was restored until now."""
         torch_xla.sync()
-        return value
+        return super().plain_value(value)
 
 
 def _try_backward(device: torch.device) -> None:

@@ -1,0 +1,143 @@
+"""Checkpoints in another form: a folder of shards as one file, one file as a folder, weights as safetensors."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fabric_core.errors import CheckpointError, CheckpointKeyError, listing
+from fabric_core.parts.torch_file import TorchFile
+from fabric_core.sharded.boxes import Box
+from fabric_core.sharded.dtypes import NAMES
+from fabric_core.sharded.folders import remove, temporary_for
+from fabric_core.sharded.reading import StoredTensor, plain, read_checkpoint
+from fabric_core.sharded.safetensors import write_safetensors
+from fabric_core.sharded.shares import Share
+from fabric_core.sharded.trees import mapped
+from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
+
+__all__ = ["consolidate", "consolidated", "shard"]
+
+SAFETENSORS = ".safetensors"
+
+
+def consolidated(
+    path: str | os.PathLike[str], key: str | None = None, *, weights_only: bool = True
+) -> dict[str, Any]:
+    """Everything in a checkpoint that ``fabric.save`` wrote, as plain values on the CPU.
+
+    Called in one process, of any program: the ranks that wrote it are not needed, but memory for all of it.
+
+    Args:
+        path: A folder of shards, or one file.
+        key: Only what is under this key, such as ``"model"``; dots lead into dictionaries.
+        weights_only: ``False`` allows the checkpoint to execute code while it is read. Only for what you trust.
+
+    Returns:
+        What was saved, by the same keys: tensors whole, states of optimizers as PyTorch has them.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+        CheckpointKeyError: It has no such key.
+        UnsafeCheckpointError: It holds more than ``weights_only`` allows.
+    """
+    whole: dict[str, Any] = plain(_stored(Path(path), key, weights_only))
+    return whole
+
+
+def consolidate(path: Path, file: Path, key: str | None = None, *, weights_only: bool = True) -> None:
+    """Write a checkpoint, or what is under one of its keys, as one file.
+
+    Args:
+        path, key, weights_only: As `consolidated`.
+        file: What is there is replaced. ``.safetensors`` takes nothing but tensors, by their names, and they are read
+            and written one by one; anything else becomes a file that ``torch.load`` reads.
+
+    Raises:
+        CheckpointError: As `consolidated`; or it cannot be written.
+    """
+    if file.suffix != SAFETENSORS:
+        TorchFile().save(file, consolidated(path, key, weights_only=weights_only))
+        return
+    tensors = _stored(path, key, weights_only)
+    others = [name for name, value in tensors.items() if not isinstance(value, Tensor | StoredTensor)]
+    if others:
+        where = "the checkpoint" if key is None else f"what the checkpoint has under {key!r}"
+        raise CheckpointError(
+            f"A file of safetensors holds tensors and nothing else, and in {where}, {listing(map(repr, others))} are "
+            "none. Name the state dict of a model, such as --key model, or write a file of torch.save."
+        )
+    written = {str(name): value for name, value in tensors.items()}
+    _replace(file, lambda temporary: write_safetensors(temporary, written, plain))
+
+
+def shard(file: Path, folder: Path, shards: int = 1, *, weights_only: bool = True) -> None:
+    """Write a checkpoint in one file as a folder, as so many ranks would have written it.
+
+    Args:
+        file: A file of ``torch.save`` or of safetensors. It is read whole, once.
+        folder: What is there is replaced.
+        shards: How many files the tensors are divided into, along their first dimension.
+        weights_only: As `consolidated`.
+
+    Raises:
+        CheckpointError: It cannot be read, or cannot be written.
+    """
+    checkpoint = consolidated(file, weights_only=weights_only)
+    temporary = temporary_for(folder, secrets.token_hex(4))
+    try:
+        temporary.mkdir(parents=True)
+        for rank in range(shards):
+            write_part(temporary, rank, _divided(checkpoint, rank, shards))
+        TorchFile().save(temporary / VALUES, without_shares(_divided(checkpoint, 0, shards)))
+        finish(temporary, folder, shards, {})
+    except OSError as error:
+        raise CheckpointError(f"Cannot write a checkpoint to {str(folder)!r}: {error}.") from error
+    finally:
+        remove(temporary)
+
+
+def _stored(path: Path, key: str | None, weights_only: bool) -> Any:
+    found: Any = read_checkpoint(path, lambda file: TorchFile().load(file, weights_only=weights_only))
+    for name in () if key is None else key.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            there = listing(map(repr, found)) if isinstance(found, Mapping) else type(found).__name__
+            raise CheckpointKeyError(f"The checkpoint {str(path)!r} has no {key!r}. There is: {there}.")
+        found = found[name]
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"What {str(path)!r} holds is a {type(found).__name__}, and no dictionary.")
+    return found
+
+
+def _divided(checkpoint: Any, rank: int, shards: int) -> Any:
+    """A checkpoint as one of several ranks has it. What files of shards cannot hold stays in it."""
+
+    def share(tensor: Tensor) -> Any:
+        known = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+        if not (known and tensor.dtype in NAMES and tensor.dim() and tensor.numel()):
+            return tensor
+        begin, end = (tensor.shape[0] * edge // shards for edge in (rank, rank + 1))
+        box = Box((begin, *(0 for _ in tensor.shape[1:])), (end - begin, *tensor.shape[1:]))
+        parts = ((box, tensor.detach()[begin:end]),) if begin < end else ()
+        return Share(tensor.shape, tensor.dtype, parts)
+
+    return mapped(checkpoint, share, Tensor)
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, and put it in its place."""
+    temporary = temporary_for(file, secrets.token_hex(4))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {str(file)!r}: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

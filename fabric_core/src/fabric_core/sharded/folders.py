@@ -1,0 +1,81 @@
+"""The place of a folder: written beside it, and put there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+from fabric_core.manifest import MANIFEST
+
+__all__ = ["find", "remove", "remove_abandoned", "temporary_for"]
+
+ABANDONED = 3600.0
+"""Seconds after which a folder that nobody finishes is taken for what a crash has left."""
+
+
+def find(path: Path) -> Path | None:
+    """The folder of the sharded checkpoint that is called ``path``; ``None`` when that is no folder.
+
+    Where a crash came between putting the old one aside and the new one in its place, it is the new one.
+    """
+    if path.is_dir():
+        return path
+    if path.exists():
+        return None
+    finished = [folder for folder in _siblings(path) if (folder / MANIFEST).is_file()]
+    return max(finished, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns, default=None)
+
+
+def temporary_for(path: Path, token: str) -> Path:
+    """Where a checkpoint is written to before it is finished: beside its place."""
+    return path.with_name(f".{path.name}.{token}.tmp")
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Put a folder in its place, in which everything is on disk already. What is there is replaced."""
+    _flush(folder)
+    aside = folder.with_suffix(".old")
+    if path.exists():
+        path.rename(aside)
+    folder.rename(path)
+    _flush(path.parent)
+    remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder or a file, if it is there and can be."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def remove_abandoned(path: Path) -> None:
+    """Delete what processes that were killed while they wrote to ``path`` have left."""
+    if not path.exists():  # one of them may be what is left of it
+        return
+    for folder in _siblings(path):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > ABANDONED:
+                remove(folder)
+
+
+def _siblings(path: Path) -> list[Path]:
+    if not path.parent.is_dir():
+        return []
+    beside = (entry for entry in path.parent.iterdir() if entry.name.startswith(f".{path.name}."))
+    return [entry for entry in beside if entry.suffix in (".tmp", ".old")]
+
+
+def _flush(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,213 @@
+"""Reading a folder: each process reads the chunks that it needs of, each checked, when it needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fabric_core.errors import CheckpointError
+from fabric_core.sharded.boxes import Box, boxes_of_row, whole_box
+from fabric_core.sharded.folders import find
+from fabric_core.sharded.manifest import VALUES, Chunk, Entry, Manifest
+from fabric_core.sharded.safetensors import SafetensorsFile, open_regular
+from fabric_core.sharded.trees import mapped, named
+from fabric_core.sharded.writing import sum_of
+
+__all__ = ["ShardedFolder", "StoredTensor", "plain", "read_checkpoint"]
+
+
+Targets = Sequence[tuple[Box, Tensor]]
+"""Parts of a tensor, and where each is to go."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in a folder or a file, and is read when it is needed.
+
+    Reading raises a `CheckpointError` when a checksum differs, or a file is no longer what it was.
+    """
+
+    source: ShardedFolder | WholeTensors
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """All of it, on the CPU."""
+        tensor = torch.empty(self.shape, dtype=self.dtype, device="cpu")
+        self.read_into([(whole_box(self.shape), tensor)])
+        return tensor
+
+    def read_row(self, begin: int, length: int) -> Tensor:
+        """A row of elements, counted in the order of memory, on the CPU."""
+        row, done, targets = torch.empty(length, dtype=self.dtype, device="cpu"), 0, []
+        for box in boxes_of_row(self.shape, begin, length):
+            targets.append((box, row[done : done + box.numel].view(box.lengths)))
+            done += box.numel
+        self.read_into(targets)
+        return row
+
+    def read_into(self, targets: Targets) -> None:
+        """Read parts of it into plain tensors, each of its box's shape, on any device."""
+        self.source.read_into(self.name, targets)
+
+
+class ShardedFolder:
+    """A finished checkpoint, to be read. Each process reads for itself.
+
+    Attributes:
+        path: Where it is.
+        manifest: What is in it.
+
+    Raises:
+        CheckpointError: It is not finished, of another version, or not all there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = Manifest.read(path)
+        self._files: dict[str, SafetensorsFile] = {}
+        for name, entry in self.manifest.files.items():
+            with open_regular(path / name) as file:
+                size = file.seek(0, 2)
+            if size != entry.size:
+                raise CheckpointError(
+                    f"The checkpoint {str(path)!r} is damaged: {name!r} has {size} bytes and not {entry.size}."
+                )
+
+    def values(self, load: Callable[[Path], Any]) -> Any:
+        """Everything in the checkpoint, with stored tensors where it lies in shards.
+
+        Args:
+            load: Reads ``values.pt``.
+        """
+        path = self.path / VALUES
+        entry = self.manifest.files.get(VALUES)
+        if entry is None:
+            raise CheckpointError(f"The checkpoint {str(self.path)!r} is damaged: it has no {VALUES!r}.")
+        if sum_of(path) != (entry.size, entry.checksum):
+            raise CheckpointError(f"The file {str(path)!r} is damaged: its checksum differs.")
+        return self._with_stored(load(path))
+
+    def read_into(self, name: str, targets: Targets) -> None:
+        """Read parts of a tensor.
+
+        Args:
+            name: Of the tensor.
+            targets: Which parts, each with a plain tensor of the box's shape, on any device.
+
+        Raises:
+            CheckpointError: A checksum differs, or a file is not what it was.
+        """
+        entry = self.manifest.tensors[name]
+        for chunk in entry.chunks:
+            commons = [(chunk.box.overlap(box), box, target) for box, target in targets]
+            wanted = [(box, target[box.within(outer)]) for box, outer, target in commons if box is not None]
+            if wanted:
+                self._read_chunk(name, entry, chunk, wanted)
+
+    def _read_chunk(self, name: str, entry: Entry, chunk: Chunk, wanted: Targets) -> None:
+        """Read what of a chunk is wanted: straight into its place where that is all of it, in one row of memory."""
+        file = self._file(chunk.file)
+        place = file.places.get(chunk.key)
+        if place is None or place.dtype != entry.dtype or place.shape != chunk.box.lengths:
+            raise CheckpointError(
+                f"The checkpoint {str(self.path)!r} is damaged: {chunk.file!r} does not hold {chunk.key!r} as its "
+                f"manifest says, which is part of {name!r}."
+            )
+        box, target = wanted[0]
+        straight = box == chunk.box and _is_row(target, entry.dtype)
+        data = (
+            target.detach() if straight else torch.empty(chunk.box.lengths, dtype=entry.dtype, device="cpu")
+        )
+        if file.read_into(chunk.key, data) != chunk.checksum:
+            raise CheckpointError(
+                f"The checkpoint {str(self.path)!r} is damaged: the checksum of {chunk.key!r} in {chunk.file!r}, which "
+                f"is part of {name!r}, differs."
+            )
+        for box, target in () if straight else wanted:
+            target.copy_(data[box.within(chunk.box)])
+
+    def _file(self, name: str) -> SafetensorsFile:
+        if name not in self._files:
+            entry = self.manifest.files[name]
+            self._files[name] = SafetensorsFile(self.path / name, entry.size, entry.checksum)
+        return self._files[name]
+
+    def _with_stored(self, values: Any) -> Any:
+        standing = named(values, lambda value: isinstance(value, Tensor) and value.is_meta)
+        entries = self.manifest.tensors
+        if standing.keys() != entries.keys() or any(
+            (tensor.shape, tensor.dtype) != (entries[name].shape, entries[name].dtype)
+            for name, tensor in standing.items()
+        ):
+            raise CheckpointError(
+                f"The checkpoint {str(self.path)!r} is damaged: its manifest and its {VALUES} do not name the same "
+                "tensors."
+            )
+        stored = {
+            id(tensor): StoredTensor(self, name, tensor.shape, tensor.dtype)
+            for name, tensor in standing.items()
+        }
+        return mapped(values, lambda tensor: stored.get(id(tensor), tensor), Tensor)
+
+
+class WholeTensors:
+    """A file of safetensors, of any program, whose tensors are read one by one. It holds no checksums.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = SafetensorsFile(path.resolve())
+
+    def values(self) -> dict[str, StoredTensor]:
+        """All of them, by name."""
+        return {
+            name: StoredTensor(self, name, torch.Size(place.shape), place.dtype)
+            for name, place in self._file.places.items()
+        }
+
+    def read_into(self, name: str, targets: Targets) -> None:
+        """As `ShardedFolder.read_into`."""
+        whole = self._file.read(name)
+        for box, target in targets:
+            target.copy_(whole[box.within(whole_box(whole.shape))])
+
+
+def read_checkpoint(path: Path, load: Callable[[Path], Any]) -> Any:
+    """A checkpoint, be it a folder of shards or one file.
+
+    Args:
+        path: Where it is. A file of safetensors is told by its suffix.
+        load: Reads any other file.
+
+    Returns:
+        What was saved. What lies in shards comes as `StoredTensor`; `plain` reads it.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+        UnsafeCheckpointError: It holds more than ``load`` allows.
+    """
+    folder = find(path)
+    if folder is not None:
+        return ShardedFolder(folder).values(load)
+    return WholeTensors(path).values() if path.suffix == ".safetensors" else load(path)
+
+
+def _is_row(target: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the bytes of a file can be read into a tensor as they are."""
+    return target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous()
+
+
+def plain(tree: Any) -> Any:
+    """The same with whole tensors, on the CPU, in the place of stored ones."""
+    if not named(tree, lambda value: isinstance(value, StoredTensor)):
+        return tree
+    return mapped(tree, StoredTensor.read, StoredTensor)
