@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from fabric_core.errors import LaunchError
-from fabric_core.supervisor import RankCommand, run_ranks
+from fabric_core.supervisor import PREEMPTED, Outcome, RankCommand, raise_for_outcome, run_ranks
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
@@ -210,6 +210,12 @@ def test_a_rank_that_hears_of_the_end_by_itself_ends_the_job_with_75_too(start: 
     job = start("told = watch(signal.SIGTERM)\njoined()\nstop_when(rank == 1 or told)")
     os.kill(job.pids()[0], signal.SIGTERM)
     assert job.end()[0] == 75
+
+
+def test_a_launch_inside_a_program_ends_it_with_75_if_the_program_was_told_to_end() -> None:
+    raise_for_outcome(Outcome(PREEMPTED))
+    with pytest.raises(SystemExit, match="75"):
+        raise_for_outcome(Outcome(PREEMPTED, signum=signal.SIGTERM))
 
 
 def test_the_exit_code_75_alone_is_a_failure(start: Callable[..., Job]) -> None:

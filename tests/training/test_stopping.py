@@ -86,3 +86,16 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(start: Callable[..., St
     assert stderr.endswith("fabric: preempted: every rank has stopped before the end (exit code 75)\n")
     steps = [running.check(number) for number in range(len(rounds))]
     assert len(set(steps)) > 1, "at moments of chance"
+
+
+def test_a_signal_to_every_process_of_the_job_stops_the_ranks_and_not_their_loaders(
+    start: Callable[..., Stoppable],
+) -> None:
+    """As SLURM sends it: to the supervisor, which passes it on, to the ranks, and to the workers of the loaders."""
+    running = start("ddp")
+    running.pids(0)
+    os.killpg(running.process.pid, signal.SIGTERM)
+    code, stderr = running.end(within=40)
+    assert code == 75, stderr
+    assert stderr == "fabric: preempted: every rank has stopped before the end (exit code 75)\n"
+    running.check(0)

@@ -16,9 +16,23 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, Dataset
 
 BATCH, WORLD = 8, 2
 MOST_STEPS = 20_000
+
+
+class Endless(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """One of the two batches after the other."""
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return 2 * MOST_STEPS
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inputs[index % 2], self.targets[index % 2]
 
 
 def make() -> tuple[nn.Module, torch.optim.Optimizer, torch.Tensor, torch.Tensor]:
@@ -48,17 +62,23 @@ def train(folder: Path, number: int, strategy: str) -> None:
         model, optimizer = fabric.setup(model, optimizer)
         rank = fabric.global_rank
         mine = slice(rank * BATCH, (rank + 1) * BATCH)
+        loader = DataLoader(Endless(inputs, targets), batch_size=None, num_workers=1)
+        loader = fabric.setup_dataloaders(loader, use_distributed_sampler=False)
         step = 0
-        while not fabric.preempted and step < MOST_STEPS:
-            for last, (batch, target) in enumerate(zip(inputs, targets, strict=True)):
-                with fabric.no_backward_sync(model, enabled=not last):
-                    fabric.backward(mse_loss(model(batch[mine]), target[mine]) / 2)
+        for number_of_batch, (batch, target) in enumerate(loader):
+            last = number_of_batch % 2 == 1
+            with fabric.no_backward_sync(model, enabled=not last):
+                fabric.backward(mse_loss(model(batch[mine]), target[mine]) / 2)
+            if not last:
+                continue
             optimizer.step()
             optimizer.zero_grad()
             step += 1
             if step == 3:
                 (folder / f"pid-{number}-{rank}.part").write_text(str(os.getpid()))
                 (folder / f"pid-{number}-{rank}.part").rename(folder / f"pid-{number}-{rank}")
+            if fabric.preempted:
+                break
         with torch.no_grad():
             loss = mse_loss(model(inputs[0]), targets[0]).item()
         (folder / f"end-{number}-{rank}.json").write_text(json.dumps([step, loss]))

@@ -9,6 +9,7 @@ it is given when the clock runs out, and the job goes on from its last checkpoin
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import threading
 import warnings
@@ -37,6 +38,7 @@ class Requeue:
         self._listening = False
         self._clock: threading.Timer | None = None
         self._once = threading.Lock()
+        self._owner = os.getpid()
 
     def listen(self) -> None:
         """Install the handler; the one that was there before is called by it."""
@@ -77,6 +79,8 @@ class Requeue:
             self._order()
 
     def _hear(self, signum: int, frame: Any) -> None:
+        if os.getpid() != self._owner:
+            return  # a process that was forked from here, such as a loader's worker: not its business
         if not self.requested:
             self.requested = True
             if self._order is not None:

@@ -30,9 +30,11 @@ class WorkerInit:
         """Called in the worker process, after PyTorch has seeded it and before it loads anything."""
         sys.excepthook = _without_lost_connections
         if self.parent_pid is not None:
+            from fabric_core.data.worker_signals import leave_the_end_to_the_rank
             from fabric_core.orphans import die_with_parent
 
             die_with_parent(self.parent_pid)
+            leave_the_end_to_the_rank()
         if self.seeds is not None:
             base_seed, rank, *more = self.seeds
             seed_worker(worker_seed(base_seed, worker_id, rank, *more))

@@ -58,6 +58,7 @@ def raise_for_outcome(outcome: Outcome) -> None:
     Raises:
         RankFailedError: A rank failed. The message ends with its traceback.
         KeyboardInterrupt: The launch was interrupted.
+        SystemExit: This program was told to end, and the ranks have stopped in order; with exit code 75.
         LaunchError: The launch was ended by a signal which this program then survived.
     """
     if outcome.first is not None:
@@ -65,6 +66,8 @@ def raise_for_outcome(outcome: Outcome) -> None:
         raise RankFailedError(
             f"{message[0].upper()}{message[1:]}", rank=outcome.first.rank, exit_code=outcome.exit_code
         )
+    if outcome.signum is not None and outcome.exit_code == PREEMPTED:
+        raise SystemExit(PREEMPTED)
     if outcome.signum == SIGINT:
         raise KeyboardInterrupt
     if outcome.signum is not None:
