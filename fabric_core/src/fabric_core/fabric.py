@@ -16,14 +16,13 @@ from fabric_core.request import as_tuple, make_request, replace_deprecated
 from fabric_core.resolve import resolve
 from fabric_core.setting_up import SetUp
 from fabric_core.settings import find_tables
+from fabric_core.verbs.managing import Managing
 from fabric_core.verbs.setting_up import SettingUp
-from fabric_core.verbs.state import State
 from fabric_core.verbs.step import Step
 from fabric_core.verbs.stopping import Stopping
-from fabric_core.verbs.talking import Talking
 
 
-class Fabric(SettingUp, Step, Talking, State, Stopping):
+class Fabric(SettingUp, Step, Managing, Stopping):
     """Runs a plain PyTorch loop on any device, at any scale.
 
     Example:

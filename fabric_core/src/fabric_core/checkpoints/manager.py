@@ -1,0 +1,267 @@
+"""The manager of a folder of checkpoints. Rank 0 looks and decides, and tells the others."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fabric_core.checkpoints.choosing import Best, checked_keep, expendable
+from fabric_core.checkpoints.folder import Checkpoint, Folder
+from fabric_core.checkpoints.schedule import Schedule
+from fabric_core.data.collections import to_scalars
+from fabric_core.errors import (
+    CheckpointError,
+    CheckpointKeyError,
+    ConfigurationError,
+    UnsafeCheckpointError,
+    WrongTypeError,
+    listing,
+)
+
+T = TypeVar("T")
+
+
+class Saving(Protocol):
+    """What a manager needs of a ``Fabric``."""
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is global rank 0."""
+
+    def save(self, path: Any, state: Any, filter: Any = None) -> None:  # noqa: A002
+        """As ``Fabric.save``."""
+
+    def load(self, path: Any, state: Any, strict: bool = True) -> dict[str, Any]:
+        """As ``Fabric.load``."""
+
+    def broadcast(self, obj: T) -> T:
+        """As ``Fabric.broadcast``."""
+
+
+class Checkpoints:
+    """The checkpoints of one training in one folder. Every method is called on every rank.
+
+    Iterating gives each finished `Checkpoint`, the oldest first. Finding and loading need no lock and change nothing,
+    so other processes may do that while a training saves.
+
+    Args:
+        fabric: Saves and loads.
+        path: The folder; it is made when something is saved.
+        keep: How many of the newest to keep, from 1 on; ``None`` keeps all.
+        keep_best: The name of a metric with ``"min"`` or ``"max"``; the best checkpoint is kept besides.
+        every: When `due` is true: every so many steps, or after a ``timedelta``.
+        prefix: What the names of the checkpoints begin with. Managers of other prefixes may use the same folder.
+        check: Reads a checkpoint, and raises when it is damaged.
+
+    Raises:
+        ConfigurationError: An argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        fabric: Saving,
+        path: Path,
+        *,
+        keep: int | None,
+        keep_best: tuple[str, str] | None,
+        every: int | timedelta | None,
+        prefix: str,
+        check: Callable[[Path], object],
+    ) -> None:
+        self._fabric = fabric
+        self._folder = Folder(path, prefix)
+        self._keep = checked_keep(keep)
+        self._best = Best.asked(keep_best)
+        self._schedule = Schedule(every, fabric.broadcast)
+        self._check = check
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to save: a multiple of ``every`` lies between the last save and ``step``.
+
+        With a ``timedelta``, the clock of rank 0 decides, which costs one broadcast.
+
+        Args:
+            step: The present step, the same on every rank.
+
+        Raises:
+            ConfigurationError: The manager was made without ``every``.
+        """
+        return self._schedule.due(step)
+
+    def save_if_due(self, state: Mapping[str, Any], step: int, **options: Any) -> Path | None:
+        """`save`, when it is `due`; otherwise ``None``."""
+        return self.save(state, step, **options) if self.due(step) else None
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        step: int,
+        metrics: Mapping[str, Any] | None = None,
+        filter: Any = None,  # noqa: A002
+    ) -> Path:
+        """Save a state as the checkpoint of a step, then delete what is not to be kept any more.
+
+        An existing checkpoint is never written over: a second one of the same step gets a name of its own, and counts
+        from then on. A crash at any moment loses at most the checkpoint that was being written.
+
+        Args:
+            state, filter: As for ``Fabric.save``.
+            step: The present step, from 0 on.
+            metrics: Numbers, by name; those of rank 0 count.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            CheckpointError: It cannot be written, or another training saves in the same folder; on every rank. The
+                earlier checkpoints are intact.
+        """
+        step = _checked_step(step)
+        path = self._on_rank_zero(lambda: self._prepare(step, metrics or {}))
+        self._fabric.save(path, state, filter)
+        self._schedule.saved(step)
+        self._on_rank_zero(lambda: self._rotate(path))
+        return path
+
+    def _prepare(self, step: int, metrics: Mapping[str, Any]) -> Path:
+        numbers = _numbers(metrics)
+        if self._best is not None and numbers and self._best.metric not in numbers:
+            warnings.warn(
+                f"keep_best names {self._best.metric!r}, and the metrics of step {step} have only "
+                f"{listing(map(repr, numbers))}; this checkpoint can never be the best.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._folder.open_for_writing()
+        return self._folder.reserve(step, numbers)
+
+    def _rotate(self, saved: Path) -> None:
+        if self._keep is None:
+            return
+        protected = self._folder.protected() | {saved.name}
+        for checkpoint in expendable(self._folder.checkpoints(), self._keep, self._best, protected):
+            self._folder.delete(checkpoint)
+
+    # -- finding --------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        return iter(self._on_rank_zero(self._folder.checkpoints))
+
+    def latest(self, verify: bool = False) -> Path | None:
+        """The finished checkpoint of the highest step; ``None`` when there is none.
+
+        Args:
+            verify: Read it first, and skip those that are damaged, with a warning.
+        """
+        return _path_of(self._last(lambda found: found, verify))
+
+    def best(self, verify: bool = False) -> Path | None:
+        """The best finished checkpoint, of equal ones the newest; ``None`` when none has the metric, other than as NaN.
+
+        Args:
+            verify: As for `latest`.
+
+        Raises:
+            ConfigurationError: The manager was made without ``keep_best``.
+        """
+        if self._best is None:
+            raise ConfigurationError(
+                "Which checkpoint is the best was never said: fabric.checkpoints(…, keep_best=('val_loss', 'min'))."
+            )
+        return _path_of(self._last(self._best.of, verify))
+
+    def resume(
+        self, state: MutableMapping[str, Any], strict: bool = True, fallback: bool = False
+    ) -> dict[str, Any] | None:
+        """Restore a state from `latest`, in place.
+
+        Args:
+            state, strict: As for ``Fabric.load``.
+            fallback: Verify the checkpoint first, and take the newest one that is not damaged, with a warning.
+
+        Returns:
+            What of the checkpoint the state did not ask for; ``None`` when there is no checkpoint, and the state is as
+            it was.
+
+        Raises:
+            CheckpointError: As ``Fabric.load``.
+        """
+        newest = self._last(lambda found: found, verify=fallback)
+        if newest is None:
+            return None
+        others = [each.path.name for each in self if each != newest]
+        try:
+            rest = self._fabric.load(newest.path, state, strict)
+        except (CheckpointKeyError, UnsafeCheckpointError):
+            raise
+        except CheckpointError as error:
+            if not others or fallback:
+                raise
+            raise CheckpointError(
+                f"{error} There are others: {listing(others)}. To go on from the newest one that is not damaged, call "
+                "resume(state, fallback=True)."
+            ) from error
+        self._schedule.saved(newest.step)
+        return rest
+
+    def _last(self, order: Callable[[list[Checkpoint]], list[Checkpoint]], verify: bool) -> Checkpoint | None:
+        """The last one in some order, or the last one that is not damaged."""
+
+        def look() -> Checkpoint | None:
+            candidates = reversed(order(self._folder.checkpoints()))
+            return next((c for c in candidates if not verify or self._folder.sound(c, self._check)), None)
+
+        return self._on_rank_zero(look)
+
+    def _on_rank_zero(self, action: Callable[[], T]) -> T:
+        """What an action gives on rank 0, on every rank; when it fails there, all of them fail.
+
+        Raises:
+            CheckpointError: It failed because of the disk, or of what is there.
+        """
+        result: Any = None
+        failure: Exception | None = None
+        if self._fabric.is_global_zero:
+            try:
+                result = action()
+            except Exception as error:  # the other ranks wait, and have to be told
+                failure = error
+        outcome = (result, failure and f"{type(failure).__name__}: {failure}")
+        result, reason = self._fabric.broadcast(outcome)
+        if isinstance(failure, OSError):
+            folder = str(self._folder.path)
+            raise CheckpointError(
+                f"The folder of checkpoints {folder!r} cannot be used: {failure}."
+            ) from failure
+        if failure is not None:
+            raise failure
+        if reason is not None:
+            raise CheckpointError(f"Rank 0 failed in the folder of checkpoints. {reason}")
+        return result  # type: ignore[no-any-return]
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in to_scalars(metrics).items()}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"The metrics of a checkpoint are numbers, by name: {error}.") from error
+
+
+def _checked_step(step: Any) -> int:
+    try:
+        number = operator.index(step)
+    except TypeError:
+        raise WrongTypeError(f"The step of a checkpoint is a whole number, not {step!r}.") from None
+    if number < 0:
+        raise ConfigurationError(f"The step of a checkpoint is {step}, but has to be 0 or more.")
+    return number
+
+
+def _path_of(checkpoint: Checkpoint | None) -> Path | None:
+    return None if checkpoint is None else checkpoint.path
