@@ -396,9 +396,7 @@ def test_a_damaged_checkpoint_is_skipped_when_asked_and_an_error_otherwise(
     checkpoints = manager(keep_best=("loss", "min"))
     good = checkpoints.save(state(1), 1, metrics={"loss": 2.0})
     bad = checkpoints.save(state(2), 2, metrics={"loss": 1.0})
-    content = bytearray(bad.read_bytes())
-    content[len(content) // 2] ^= 1
-    bad.write_bytes(content)
+    bad.write_bytes(bad.read_bytes()[:-300])
     assert checkpoints.latest() == checkpoints.best() == bad
     target = state()
     with pytest.raises(CheckpointError, match=r"step-000000001\. .*fallback=True"):

@@ -24,9 +24,7 @@ from typing import Any
 
 from fabric_core.checkpoints.lock import Lock
 from fabric_core.errors import CheckpointError, ConfigurationError, UnsafeCheckpointError
-
-MANIFEST = "fabric.json"
-"""What a folder has when it is finished."""
+from fabric_core.manifest import MANIFEST
 
 PREFIX = re.compile(r"(?!.*-\d+\Z)[A-Za-z0-9_][A-Za-z0-9_.-]*")
 

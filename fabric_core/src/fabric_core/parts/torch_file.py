@@ -71,7 +71,8 @@ class TorchFile(CheckpointIO):
             _remove_abandoned(path)
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
             try:
-                torch.save(checkpoint, temporary)
+                with temporary.open("wb") as file:  # PyTorch's own would not say why a disk takes no more
+                    torch.save(checkpoint, file)
                 add_to_archive(temporary, described(FORMAT, VERSION, self.origin))
                 _warn_of_refusal(path, temporary)
                 _flush(temporary)
@@ -81,7 +82,7 @@ class TorchFile(CheckpointIO):
             _flush(path.parent)
         except Exception as error:  # whatever pickling an object of the user's may raise, too
             raise CheckpointError(
-                f"Cannot write a checkpoint to {str(path)!r}: {error}. What was there before is untouched."
+                f"Cannot write a checkpoint to {str(path)!r}: {_cause(error)}. What was there before is untouched."
             ) from error
 
     def load(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
@@ -256,6 +257,14 @@ def _what_is_there(path: Path) -> str:
         entry.name for entry in path.parent.iterdir() if entry.is_file() and entry.suffix == path.suffix
     )
     return f"the folder has {', '.join(files[:5]) or 'no such files'}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the system said, when that is what another error came from."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause or error
 
 
 def _first_line(error: Exception) -> str:
