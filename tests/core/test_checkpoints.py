@@ -445,7 +445,7 @@ def test_it_is_time_when_so_much_time_has_gone_by(
 # -- two trainings ------------------------------------------------------------------------------------------------
 
 OTHER = """
-import os, sys
+import os, signal, sys
 from fabric_core import Fabric
 from fabric_core.checkpoints import lock
 lock.PATIENCE = 0.2
@@ -459,8 +459,7 @@ for each in managers:
 if os.fork() == 0:  # what outlives the training, as the worker of a loader may for a moment
     sys.stdin.read()
     os._exit(0)
-sys.stdin.readline()
-os.kill(os.getpid(), 9)
+signal.pause()
 """
 
 
@@ -481,8 +480,7 @@ def test_two_trainings_do_not_save_into_one_folder(
         with pytest.raises(CheckpointError, match=f"Another training.*process {process.pid} on"):
             theirs.save(state(10), 10)
         assert (steps(mine), steps(theirs)) == ([1], [9])  # looking needs no lock
-        process.stdin.write("\n")
-        process.stdin.flush()
+        process.kill()
         process.wait(30)
         theirs.save(state(10), 10)  # although a child of the dead one is alive
     assert steps(theirs) == [10]

@@ -287,10 +287,6 @@ class ParallelStrategy(Strategy):
             "Is it on a disk that all nodes share?"
         )
 
-    def verify_checkpoint(self, path: Path) -> None:
-        """As the contract, whatever kind of checkpoint `read_checkpoint` reads."""
-        self.plain_value(self.read_checkpoint(path, True))
-
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
         """What `load_checkpoint` does on each rank, by itself; the others are told when it fails."""
         return super().load_checkpoint(path, weights_only=weights_only)

@@ -385,14 +385,6 @@ class Strategy(Part):
         checkpoint: dict[str, Any] = read_checkpoint(path, load)
         return checkpoint
 
-    def verify_checkpoint(self, path: Path) -> None:
-        """Read what `save_checkpoint` wrote, to see whether all of it is there. Called on global rank 0 only.
-
-        Raises:
-            CheckpointError: It is damaged.
-        """
-        self.plain_value(self.surroundings.checkpoint_io.load(path))
-
     def plain_value(self, value: Any) -> Any:
         """Make plain what nobody else restores; see [Note: state of one's own]. Called on every rank by ``load``.
 

@@ -18,7 +18,7 @@ from fabric_core.sharded.safetensors import SafetensorsFile, open_regular
 from fabric_core.sharded.trees import mapped, named
 from fabric_core.sharded.writing import sum_of
 
-__all__ = ["ShardedFolder", "StoredTensor", "plain", "read_checkpoint"]
+__all__ = ["ShardedFolder", "StoredTensor", "plain", "read_checkpoint", "verify"]
 
 
 Targets = Sequence[tuple[Box, Tensor]]
@@ -199,6 +199,12 @@ def read_checkpoint(path: Path, load: Callable[[Path], Any]) -> Any:
     if folder is not None:
         return ShardedFolder(folder).values(load)
     return WholeTensors(path).values() if path.suffix == ".safetensors" else load(path)
+
+
+def verify(path: Path, load: Callable[[Path], Any]) -> None:
+    """Read all of a checkpoint, one tensor after the other, and keep nothing. Arguments and errors as above."""
+    for stored in named(read_checkpoint(path, load), lambda value: isinstance(value, StoredTensor)).values():
+        stored.read()
 
 
 def _is_row(target: Tensor, dtype: torch.dtype) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from fabric_core.checkpoint import checked_path
 from fabric_core.checkpoints import Checkpoints
+from fabric_core.sharded.reading import verify
 from fabric_core.verbs.state import State
 from fabric_core.verbs.talking import Talking
 
@@ -54,5 +56,5 @@ class Managing(State, Talking):
             keep_best=keep_best,
             every=every,
             prefix=prefix,
-            check=self.strategy.verify_checkpoint,
+            check=partial(verify, load=self._parts.checkpoint_io.load),
         )
