@@ -21,6 +21,8 @@ from fabric_core.sharded.dtypes import DTYPES, NAMES
 from fabric_core.sharded.safetensors import LARGEST_SIZE, open_regular
 
 VALUES = "values.pt"
+"""The file of a folder that holds everything that lies in no shard."""
+
 FORMAT, VERSION = "fabric-shards", 1
 
 LARGEST_MANIFEST = 1 << 30
