@@ -519,22 +519,57 @@ def test_without_seeded_workers_torch_decides_as_in_a_plain_loader() -> None:
 
 
 class Init:
-    """A worker_init_fn that says what it saw by reseeding with it."""
+    """A worker_init_fn that tells the data set which worker it is in, and of which seed."""
 
     def __call__(self, worker_id: int) -> None:
-        torch.manual_seed(torch.initial_seed() ^ worker_id)
+        info = torch.utils.data.get_worker_info()
+        info.dataset.told = worker_id, torch.initial_seed() % 1000
+
+
+class Told(Noise):
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self.told
 
 
 def test_the_users_init_function_is_called_last_and_stays_the_one_that_is_seen() -> None:
     init = Init()
-    loader = DataLoader(Noise(2), num_workers=2, worker_init_fn=init)
+    loader = DataLoader(Told(2), num_workers=2, worker_init_fn=init)
     wrapped = wrap(loader, seed_workers=True)
-    with_users = [sample[2].item() for sample in wrapped]
+    (first, one_seed), (second, other_seed) = ([int(part) for part in told] for told in wrapped)
     assert wrapped.worker_init_fn is init
     assert loader.worker_init_fn is init
-    without = [sample[2] for sample in noise(seed=0)]
-    assert with_users[0] == without[0]  # seed ^ 0
-    assert with_users[1] != without[1]
+    assert type(loader.dataset) is Told
+    assert (first, second) == (0, 1)
+    assert one_seed != other_seed
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": None}, {"batch_size": 3}], ids=str)
+def test_which_worker_loads_a_sample_does_not_matter_to_its_random_numbers(options: dict[str, Any]) -> None:
+    def run(workers: int, persistent: bool = False) -> list[Any]:
+        loader = DataLoader(Noise(7), num_workers=workers, persistent_workers=persistent, **options)
+        wrapped = wrap(loader, seed_workers=True)
+        return [torch.stack([*map(torch.as_tensor, batch)]).tolist() for _ in range(2) for batch in wrapped]
+
+    assert run(1) == run(2) == run(2, persistent=True)
+    assert len(set(map(str, run(1)))) == len(run(1))
+
+
+def test_a_sample_that_is_drawn_twice_is_not_augmented_twice_alike() -> None:
+    loader = DataLoader(Noise(2), sampler=[1, 1, 1, 1], batch_size=2, num_workers=1)
+    assert len({float(part) for batch in wrap(loader, seed_workers=True) for part in batch[2]}) == 4
+
+
+def test_without_a_seed_each_run_and_epoch_draws_its_own_without_taking_it_from_the_loop() -> None:
+    def run(wrapped: bool, seed: int) -> tuple[list[Any], float]:
+        torch.manual_seed(seed)
+        loader: Any = DataLoader(Noise(3), num_workers=2)
+        loader = wrap(loader, seed_workers=None) if wrapped else loader
+        return [float(batch[0]) for _ in range(2) for batch in loader], float(torch.rand(1))
+
+    first = run(True, 6)
+    assert run(True, 6) == first
+    assert len({*first[0], *run(True, 7)[0]}) == 12
+    assert run(False, 6)[1] == first[1]
 
 
 def test_persistent_workers_serve_every_epoch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,18 @@ class Accumulation:
     def is_open(self) -> bool:
         """Whether a window is running that is not full yet, so that optimizers have to wait."""
         return self.active is not None and not self.active.is_full
+
+    def warn_if_open(self) -> None:
+        """Say that a checkpoint to go on from is saved in the middle of a window. Called by ``save``."""
+        around = list(self._around())
+        if any(not window.is_full and (window.done or window in around) for window in self._windows.values()):
+            warnings.warn(
+                "A checkpoint to go on from is saved in the middle of a window of fabric.accumulate: gradients are not "
+                "saved, so the micro-batches of this window are lost to a run that is resumed. Save when the window is "
+                "full: with fabric.accumulate(...) as window: …; if window.is_full: fabric.save(...).",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def share(self, loss: Tensor) -> Tensor:
         """What a loss contributes: its part of the window's mean. Called before each backward pass."""

@@ -9,9 +9,12 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
+from fabric_core import resuming
 from fabric_core.contracts.precision import Precision
 from fabric_core.contracts.strategy import Strategy
+from fabric_core.data.loader import FabricDataLoader
 from fabric_core.errors import (
     CheckpointError,
     CheckpointKeyError,
@@ -23,7 +26,7 @@ from fabric_core.sharded.reading import plain
 from fabric_core.wrappers.face import unwrap
 
 OWN_KEY = "__fabric__"
-"""Where a checkpoint holds what is not the user's: the state of the precision."""
+"""Where a checkpoint holds what is not the user's: the state of the precision, and the random numbers of all ranks."""
 
 Filter = Mapping[str, Callable[[str, Any], bool]]
 
@@ -67,12 +70,17 @@ def collect(state: Any, strategy: Strategy, precision: Precision, keep: Filter |
     """
     if not isinstance(state, Mapping):
         raise WrongTypeError(f"A state to save has to be a dictionary, not a {type(state).__name__}.")
-    collected = {key: _saved(value, strategy) for key, value in state.items()}
+    loaders = resuming.loaders_in(state)
+    ranks = resuming.states_of_ranks(loaders, strategy) if loaders else []
+    places = {
+        id(loader): [rank["loaders"][number] for rank in ranks] for number, loader in enumerate(loaders)
+    }
+    collected = {key: _saved(value, strategy, places) for key, value in state.items()}
     for key, wanted in (keep or {}).items():
         collected[key] = _filtered(key, collected, wanted)
-    own = precision.state_dict()
-    if own and _is_container(state):
-        collected[OWN_KEY] = {"precision": own}
+    own = {"precision": precision.state_dict(), "random": [rank["random"] for rank in ranks]}
+    if any(own.values()) and _is_container(state):
+        collected[OWN_KEY] = {name: part for name, part in own.items() if part}
     return collected
 
 
@@ -102,9 +110,11 @@ def restore(
             "Leave the missing keys out of the state, or load with strict=False."
         )
     _restore_entries(state, checkpoint, "", strategy, strict)
-    own = checkpoint.pop(OWN_KEY, None)
-    if own is not None and _is_container(state):
+    own = checkpoint.pop(OWN_KEY, {})
+    if "precision" in own and _is_container(state):
         precision.load_state_dict(own["precision"])
+    if "random" in own and resuming.loaders_in(state):
+        resuming.restore_random(strategy.plain_value(own["random"]), strategy)
     return checkpoint
 
 
@@ -142,16 +152,23 @@ def restore_raw(checkpoint: Any, obj: Any, strategy: Strategy, strict: bool, nam
         ) from error
 
 
-def _saved(value: Any, strategy: Strategy) -> Any:
+def _saved(value: Any, strategy: Strategy, places: Mapping[int, Any]) -> Any:
     if isinstance(value, nn.Module):
         return strategy.module_state_dict(unwrap(value))
     if isinstance(value, Optimizer):
         return strategy.optimizer_state_dict(unwrap(value))
+    if isinstance(value, FabricDataLoader):
+        return places[id(value)]
     if not _is_container(value):
+        if isinstance(value, DataLoader) and not _has_state(value):
+            raise WrongTypeError(
+                f"A {type(value).__name__} cannot be saved before it is set up: it does not know its place. Put into "
+                "the state what setup_dataloaders() returns."
+            )
         return value.state_dict() if _has_state(value) else value
     if isinstance(value, Mapping):
-        return {key: _saved(entry, strategy) for key, entry in value.items()}
-    return [_saved(entry, strategy) for entry in value]
+        return {key: _saved(entry, strategy, places) for key, entry in value.items()}
+    return [_saved(entry, strategy, places) for entry in value]
 
 
 def _missing(state: Mapping[Any, Any], saved: Any, inside: str) -> Iterator[str]:
@@ -178,6 +195,8 @@ def _restore_entries(
         name, rest = f"{inside}{key}", saved.pop(key)
         if isinstance(value, nn.Module | Optimizer):
             restore_raw(rest, value, strategy, strict, name)
+        elif isinstance(value, FabricDataLoader):
+            resuming.restore_place(value, strategy.plain_value(rest), strategy)
         elif _is_container(value):
             rest = dict(_entries(rest))
             _restore_entries(value, rest, f"{name}.", strategy, strict)

@@ -25,3 +25,15 @@ class XLAAccelerator(Accelerator):
 
         torch_xla.device(device.index)
         seed_also("xla", xla_model.set_rng_state)
+
+    def rng_state(self, device: torch.device) -> torch.Tensor:
+        """The state of the random numbers of a device: one number. Called on every rank, by ``save``."""
+        from torch_xla.core import xla_model
+
+        return torch.tensor([xla_model.get_rng_state(str(device))])
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        """Go on with random numbers from a state. Called on every rank, by ``load``."""
+        from torch_xla.core import xla_model
+
+        xla_model.set_rng_state(int(state.item()), str(device))

@@ -56,3 +56,37 @@ class Accelerator(Part):
             The same batches in the same order, there. An accelerator that can copy while it computes runs ahead.
         """
         return map(move, batches)
+
+    def rng_state(self, device: torch.device) -> torch.Tensor | None:
+        """The state of the random numbers that are drawn on a device. Called on every rank, by ``save``.
+
+        Args:
+            device: Of this process.
+
+        Returns:
+            A tensor on the CPU. ``None`` when nothing is drawn there; what is drawn on the host is saved anyway.
+        """
+        module = _module_of(device)
+        return None if module is None else module.get_rng_state(device)
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        """Go on with random numbers from a state. Called on every rank, by ``load``.
+
+        Args:
+            state: What `rng_state` gave.
+            device: Of this process.
+        """
+        module = _module_of(device)
+        if module is not None:
+            module.set_rng_state(state, device)
+
+
+def _module_of(device: torch.device) -> Any:
+    """PyTorch's own module for a kind of device, if random numbers are drawn there."""
+    import torch
+
+    try:
+        module = torch.get_device_module(device)
+    except RuntimeError:  # a kind of device without one
+        return None
+    return module if hasattr(module, "get_rng_state") else None

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
+
+from fabric_core.data.order import Order
 
 
 class LoaderTracker:
@@ -60,36 +62,63 @@ class Iteration:
     Attributes:
         loader: The loader.
         epoch: The epoch whose data it yields, from 0.
-        position: The number of the batch that was handed out last, from 0; -1 before the first.
+        position: The number of the batch that was handed out last, from 0; -1 before the first. A loop that is taken
+            up where another process left it begins with the next one.
         turn: The number of that batch among those of all loops, from 1; 0 before the first.
+        marks: For each batch that was fetched and not handed out yet: what ``mark`` gave before it was fetched.
+        order: Of its samples.
     """
 
-    __slots__ = ("_ahead", "_ended", "_raw", "_total", "epoch", "loader", "position", "turn")
+    __slots__ = (
+        "_ahead",
+        "_ended",
+        "_mark",
+        "_raw",
+        "_total",
+        "epoch",
+        "loader",
+        "marks",
+        "order",
+        "position",
+        "turn",
+    )
 
-    def __init__(self, loader: DataLoader[Any], epoch: int) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        epoch: int,
+        order: Order,
+        *,
+        position: int = -1,
+        total: int | None = None,
+        mark: Callable[[], Any] = lambda: None,
+    ) -> None:
         self.loader = loader
         self.epoch = epoch
-        self.position = -1
+        self.order = order
+        self.position = position
         self.turn = 0
+        self.marks: deque[Any] = deque()
+        self._mark = mark
         self._raw: Iterator[Any] | None = None
         self._ahead: deque[Any] = deque()
         self._ended = False
-        self._total: int | None = None
+        self._total = total
 
     def run(
         self,
         raw: Iterator[Any],
         tracker: LoaderTracker,
-        begin: Callable[[int], None],
+        begin: Callable[[], None],
     ) -> Generator[Any, None, None]:
         """Hand out the batches of ``raw``.
 
         Args:
             raw: The batches.
             tracker: Is told at each batch whose turn it is.
-            begin: Called with the epoch before the first batch is asked for.
+            begin: Called before the first batch is asked for.
         """
-        begin(self.epoch)
+        begin()
         self._raw = raw
         ahead = self._ahead
         tracker.live.append(self)
@@ -103,10 +132,12 @@ class Iteration:
                     if not ahead:
                         break
                     batch = ahead.popleft()
+                    self.marks.popleft()
             self._check_length()
         finally:
             self._raw = None
             ahead.clear()
+            self.marks.clear()
             tracker.forget(self)
 
     @property
@@ -124,11 +155,17 @@ class Iteration:
         if total is not None:
             return max(0, min(at_most, total - self.position - 1))
         while self._raw is not None and len(self._ahead) < at_most and not self._ended:
+            mark = self._mark()
             try:
-                self._ahead.append(next(self._raw))
+                self.keep([next(self._raw)], [mark])
             except StopIteration:
                 self._ended = True
         return min(at_most, len(self._ahead))
+
+    def keep(self, batches: Iterable[Any], marks: Iterable[Any]) -> None:
+        """Keep batches that were fetched early, with their marks, until it is their turn."""
+        self._ahead.extend(batches)
+        self.marks.extend(marks)
 
     def _length(self) -> int | None:
         if self._total is None and not isinstance(self.loader.dataset, IterableDataset):

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
+from fabric_core.data import place
 from fabric_core.data.collections import mover
 from fabric_core.data.iteration import Iteration, LoaderTracker
-from fabric_core.data.sharding import epoch_listeners, shard_loader, twin_of
-from fabric_core.data.workers import WorkerInit
-from fabric_core.errors import WrongTypeError
+from fabric_core.data.order import Indices, Order, Share
+from fabric_core.data.samplers import listeners_of
+from fabric_core.data.seed import mixed
+from fabric_core.data.sharding import (
+    dealt_alone,
+    epoch_listeners,
+    reseed,
+    shard_loader,
+    share_of,
+    twin_of,
+)
+from fabric_core.data.streams import Streams
+from fabric_core.data.workers import SeededDataset, WorkerInit
+from fabric_core.errors import ConfigurationError, WrongTypeError
 from fabric_core.wrappers.face import Face, put_on, unwrap
 
 if TYPE_CHECKING:
@@ -36,33 +51,52 @@ class _Own:
     Attributes:
         source: The loader as the user gave it. Kept, because its class may clean up when it dies.
         device, transfer: Where batches go, and how; ``None`` when they stay.
-        seeds: What the seeds of workers depend on besides the epoch; ``None`` when they are not seeded.
+        rank, number: Which reader of the data this is, and which of its loaders.
+        seed: From which the seeds of samples and workers follow; ``None`` when each loop draws one.
+        seeds_samples: Whether samples and workers are seeded; else they are as PyTorch leaves them.
         next_epoch: The epoch of the next loop.
         chosen: Whether the user set ``next_epoch``.
         announced: The epoch that samplers and dataset were told last.
         heard: What the first of them said its epoch was afterwards.
-        batches: The loop that uses the loader's persistent workers.
+        order: Of the loop that began last, or that fetches now.
+        batches: What the loop hands out that began last.
+        serves: The loop that uses the loader's persistent workers.
+        indices: What takes the place of the sampler while an iterator is made.
+        dealer: Decides the batches in place of the sampler, and its seed: where one rank goes on with an order that
+            several had.
+        resumed: The state that the next loop goes on from.
+        had_workers: Whether persistent workers were there, where the next loop has to start some.
     """
 
     source: Any
     device: torch.device | None
     transfer: Callable[[Iterator[Any]], Iterator[Any]] | None
     tracker: LoaderTracker
-    seeds: tuple[int, ...] | None
+    rank: int
+    number: int
+    seed: int | None
+    seeds_samples: bool
     next_epoch: int = 0
     chosen: bool = False
     announced: int | None = None
     heard: int | None = None
+    order: Order | None = field(default=None, repr=False)
     batches: weakref.ref[Generator[Any, None, None]] | None = field(default=None, repr=False)
+    serves: weakref.ref[Generator[Any, None, None]] | None = field(default=None, repr=False)
+    indices: Indices | None = None
+    dealer: tuple[Any, int] | None = None
+    resumed: dict[str, Any] | None = field(default=None, repr=False)
+    had_workers: bool = False
 
 
 class FabricDataLoader(_Base):
     """A loader that was set up. It is an instance of the class of the user's loader, and shares its attributes.
 
     Each loop over it tells samplers and dataset the epoch (``set_epoch``), counting loops from 0, and moves batches
-    to the device. Workers are seeded by (seed, rank, loader, epoch, worker) when the run is seeded, and do not
-    outlive the process. Pickled or copied, it is the plain loader. Where the user's class has an attribute of one of
-    the following names itself, that is what is seen.
+    to the device. Workers do not outlive the process, and seed the generators of Python, NumPy and PyTorch before each
+    sample: by (seed, loader, epoch, number of the sample), see [Note: numbered samples]. In a state for ``fabric.save``
+    it stands for the place that its loop has come to, see [Note: places]. Pickled or copied, it is the plain loader.
+    Where the user's class has an attribute of one of the following names itself, that is what is seen.
 
     Attributes:
         device: Where batches are moved to; ``None`` when they stay where they are.
@@ -81,19 +115,81 @@ class FabricDataLoader(_Base):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         own = self._fabric
+        resumed, own.resumed = own.resumed, None
         epoch = self._take_epoch()
         self._announce(epoch)
+        loop = self._loop_of(epoch, resumed)
+        own.order = loop.order
         raw = self._raw_batches()
         there = raw if own.transfer is None else own.transfer(raw)
-        batches = Iteration(self, epoch).run(there, own.tracker, self._announce_again)
+        if resumed is not None:
+            there = place.go_on(there, loop, resumed["loop"])
+            own.next_epoch = resumed["next_epoch"]
+        batches = loop.run(there, own.tracker, lambda: self._begin(loop))
+        own.batches = weakref.ref(batches)
         if raw is self._iterator:
-            own.batches = weakref.ref(batches)
+            own.serves = own.batches
         return batches
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next loop; the ones after it count on from there."""
-        self._fabric.next_epoch = epoch
-        self._fabric.chosen = True
+        own = self._fabric
+        if own.resumed is not None and own.resumed["epoch"] != epoch:
+            own.resumed = None
+        own.next_epoch, own.chosen = epoch, True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place that this process has come to, see [Note: places]: tensors and plain values.
+
+        The random numbers of the process are not part of it. ``fabric.save`` adds them, and the places of other ranks.
+
+        Raises:
+            ConfigurationError: In a loop, when batches come in whatever order workers finish (``in_order=False``).
+        """
+        own = self._fabric
+        order, loop = self._place()
+        if loop is not None and self.num_workers and not getattr(self, "in_order", True):
+            raise ConfigurationError(
+                "A loader with in_order=False does not know in its loop which batches are left. Save after the loop, "
+                "or create the loader with in_order=True."
+            )
+        share, order_seed = self._dealing()
+        return {
+            "epoch": own.next_epoch if order is None else order.epoch,
+            "next_epoch": own.next_epoch,
+            "seed": own.seed,
+            "number": own.number,
+            "order seed": order_seed,
+            "share": share._asdict(),
+            "samples": place.samples_in(self),
+            "samplers": place.sampler_states(self) if order is None else order.samplers,
+            "generators": [generator.get_state() for generator in place.generators_of(self)],
+            "workers": self._has_workers(),
+            "loop": loop,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next loop go on from a place.
+
+        Args:
+            state: What `state_dict` gave, in this process or another one.
+
+        Raises:
+            CheckpointError: It is the state of something else, or of a loop over other data.
+        """
+        own = self._fabric
+        place.check(self, state)
+        if own.seeds_samples:
+            own.seed, own.number = state["seed"], state["number"]
+        self._deal_by(state["order seed"])
+        for generator, saved in zip(place.generators_of(self), state["generators"], strict=False):
+            generator.set_state(saved)
+        for part, saved in zip(place.stateful_samplers(self), state["samplers"], strict=False):
+            part.load_state_dict(saved)
+        own.next_epoch, own.chosen = state["epoch"], True
+        own.resumed = None if state["loop"] is None else state
+        self._iterator = None
+        own.had_workers = state["workers"] and own.resumed is None
 
     def __getattr__(self, name: str) -> Any:
         if name in _PUBLIC:
@@ -113,9 +209,62 @@ class FabricDataLoader(_Base):
         return unwrap, (twin_of(self._fabric_original),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        import copy
-
         return copy.deepcopy(twin_of(self._fabric_original), memo)
+
+    def _place(self) -> tuple[Order | None, dict[str, Any] | None]:
+        """The order and the state of the innermost loop; of one that has begun, although nothing was asked of it."""
+        own = self._fabric
+        loop = own.tracker.of(self)
+        if loop is not None:
+            return loop.order, place.state_of(self, loop.order, loop.position + 1, loop.marks)
+        batches, order = own.batches() if own.batches else None, own.order
+        if order is None or batches is None or inspect.getgeneratorstate(batches) != inspect.GEN_CREATED:
+            return None, None
+        return order, order.resumed or place.state_of(self, order, 0, ())
+
+    # -- a loop begins ------------------------------------------------------------------------------------------------
+
+    def _loop_of(self, epoch: int, resumed: dict[str, Any] | None) -> Iteration:
+        """The loop of an epoch; one that was interrupted goes on."""
+        own = self._fabric
+        share, seed = self._dealing()
+        generators = place.generators_of(self)
+        order = Order(epoch, share, generators=generators, seed=seed, key=self._key(epoch, seed is not None))
+        order.samplers = place.sampler_states(self)
+        if own.had_workers and self.persistent_workers:
+            order.start = Streams.capture(generators)
+        own.had_workers = False
+        given, total = (0, None) if resumed is None else place.put(order, self, own.source, resumed)
+        mark = partial(place.mark_of, self)
+        return Iteration(self, epoch, order, position=given - 1, total=total, mark=mark)
+
+    def _has_workers(self) -> bool:
+        """Whether there are persistent workers, or would be if the next loop had begun where it was interrupted."""
+        return self._fabric.had_workers or (self.persistent_workers and self._iterator is not None)
+
+    def _dealing(self) -> tuple[Share, int | None]:
+        """How the order of the samples is dealt out, and the seed of one that is."""
+        share, seed = share_of(self)
+        dealer = self._fabric.dealer
+        return share, dealer[1] if dealer else seed
+
+    def _deal_by(self, seed: int | None) -> None:
+        """Follow the order of a seed from now on; ``None`` lets the sampler decide, if it is not dealt out."""
+        dealt = share_of(self)[1] is not None
+        self._fabric.dealer = None
+        if seed is not None and dealt:
+            reseed(self, seed)
+        elif seed is not None:
+            self._fabric.dealer = dealt_alone(self, seed), seed
+
+    def _key(self, epoch: int, dealt: bool) -> int | None:
+        """What the seeds of an epoch's samples follow from: on all ranks the same, if each sample is on one only."""
+        own = self._fabric
+        if not own.seeds_samples or self.num_workers == 0:
+            return None
+        generator = self.generator.initial_seed() if isinstance(self.generator, torch.Generator) else 0
+        seed = Streams.capture(torch_only=True).fingerprint() if own.seed is None else own.seed
+        return mixed(seed, 0 if dealt else own.rank, own.number, epoch, generator) >> 1  # fits into int64
 
     def _take_epoch(self) -> int:
         """The epoch of the loop that begins; one that was set at the sampler by hand counts, too."""
@@ -130,15 +279,19 @@ class FabricDataLoader(_Base):
     def _announce(self, epoch: int) -> None:
         if callable(theirs := getattr(self._fabric_original, "set_epoch", None)):
             theirs(epoch)
-        for listener in epoch_listeners(self):
+        dealer = self._fabric.dealer
+        for listener in (*epoch_listeners(self), *listeners_of(dealer and dealer[0])):
             listener.set_epoch(epoch)
         self._fabric.announced = epoch
         self._fabric.heard = self._ask_epoch()
 
-    def _announce_again(self, epoch: int) -> None:
+    def _begin(self, loop: Iteration) -> None:
         """Samplers may look at the epoch as late as at the first batch, when another loop has announced its own."""
-        if self._fabric.announced != epoch:
-            self._announce(epoch)
+        self._fabric.order = loop.order
+        if self._fabric.announced != loop.epoch:
+            self._announce(loop.epoch)
+        if self.num_workers == 0 and place.is_read_again(self):
+            loop.order.note_first()
 
     def _ask_epoch(self) -> int | None:
         epochs = (getattr(part, "epoch", None) for part in epoch_listeners(self))
@@ -146,7 +299,7 @@ class FabricDataLoader(_Base):
 
     def _raw_batches(self) -> Iterator[Any]:
         running = self._iterator
-        batches = self._fabric.batches() if self._fabric.batches else None
+        batches = self._fabric.serves() if self._fabric.serves else None
         if running is None or batches is None or inspect.getgeneratorstate(batches) == inspect.GEN_CLOSED:
             return super().__iter__()
         # Persistent workers serve one loop at a time. This one is inside another, so it gets its own.
@@ -157,20 +310,41 @@ class FabricDataLoader(_Base):
             self._iterator = running
 
     def _get_iterator(self) -> Any:
-        """Called by ``DataLoader`` when it is about to start workers."""
-        users = self.worker_init_fn
-        self.worker_init_fn = WorkerInit(users, self._worker_seeds(), _parent_pid())
-        try:
+        """Called by ``DataLoader`` at the start of a loop, unless it has workers already."""
+        own, order = self._fabric, self._fabric.order
+        if order is None:  # somebody else called
             return super()._get_iterator()
-        finally:
-            self.worker_init_fn = users
+        with self._lent_to_workers(order) as numbered, order.creation():
+            if not isinstance(self.dataset, IterableDataset):
+                sampler, itself = own.dealer[0] if own.dealer else self._index_sampler, weakref.ref(own)
+                own.indices = Indices(sampler, lambda: _order_of(itself), numbered=numbered)
+            try:
+                return super()._get_iterator()
+            finally:
+                own.indices = None
 
-    def _worker_seeds(self) -> tuple[int, ...] | None:
-        own = self._fabric
-        if own.seeds is None:
-            return None
-        generator = self.generator.initial_seed() if isinstance(self.generator, torch.Generator) else 0
-        return (*own.seeds, own.announced or 0, generator)
+    @contextmanager
+    def _lent_to_workers(self, order: Order) -> Iterator[bool]:
+        """While workers are started they find our function and data set around the user's; ``True`` if they do."""
+        init, dataset, attributes = self.worker_init_fn, self.dataset, vars(self)
+        seeds = None if order.key is None else (order.key, self._fabric.rank)
+        wraps = seeds is not None and attributes.get("dataset") is dataset
+        wraps = wraps and not isinstance(dataset, IterableDataset)
+        try:
+            self.worker_init_fn = WorkerInit(init, seeds, _parent_pid())
+            if wraps:
+                attributes["dataset"] = SeededDataset(dataset)  # past DataLoader.__setattr__, which refuses
+            yield wraps
+        finally:
+            self.worker_init_fn = init
+            if wraps:
+                attributes["dataset"] = dataset
+
+    @property
+    def _index_sampler(self) -> Any:
+        """What ``DataLoader`` takes indices from."""
+        indices = self._fabric.indices
+        return super()._index_sampler if indices is None else indices
 
 
 _PUBLIC: dict[str, Callable[[_Own, Iteration | None], Any]] = {
@@ -190,7 +364,7 @@ def wrap_loader(
     seed: int,
     tracker: LoaderTracker,
     shard: bool,
-    seed_workers: bool,
+    seed_workers: bool | None,
     transfer: Callable[[Iterator[Any], Callable[[Any], Any]], Iterator[Any]] = lambda batches, move: map(
         move, batches
     ),
@@ -206,7 +380,8 @@ def wrap_loader(
         seed: Of the order of samples, and of workers.
         tracker: Shared by the loaders of one ``Fabric``.
         shard: Whether to split the data, see `shard_loader`.
-        seed_workers: Whether to seed worker processes.
+        seed_workers: Whether to seed worker processes, and each sample in them: ``True`` by the seed, ``None`` by a
+            number that each loop draws, without taking it from anybody.
         transfer: Takes the batches of a loop and a function that moves one, and gives back the batches on the device.
 
     Raises:
@@ -233,9 +408,18 @@ def wrap_loader(
         device=device,
         transfer=None if move is None else lambda batches: transfer(batches, move),
         tracker=tracker,
-        seeds=(seed, rank, number) if seed_workers else None,
+        rank=rank,
+        number=number,
+        seed=seed if seed_workers else None,
+        seeds_samples=seed_workers is not False,
     )
     return wrapped
+
+
+def _order_of(own: weakref.ref[_Own]) -> Order:
+    alive = own()
+    assert alive is not None and alive.order is not None  # noqa: PT018 - a loop has begun
+    return alive.order
 
 
 def _parent_pid() -> int | None:

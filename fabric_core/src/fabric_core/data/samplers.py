@@ -9,14 +9,15 @@ with the first elements: all ranks get equally many. ``torch.utils.data.Distribu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
 from fabric_core.data.seed import seeded_rng
+from fabric_core.data.streams import Generators, Streams, preserved
 
 _OURS = frozenset({"inner", "num_replicas", "rank", "seed", "epoch"})
 _LARGEST_CHUNK = 4096
@@ -53,7 +54,7 @@ class DistributedSamplerWrapper(Sampler[Any]):
         self.epoch = 0
 
     def __iter__(self) -> Iterator[Any]:
-        return self._deal(_drawn(self.inner, self.seed + self.epoch))
+        return dealt(_drawn(self.inner, self.seed + self.epoch), self.num_replicas, self.rank)
 
     def __len__(self) -> int:
         """The number of elements per rank. Raises ``TypeError`` when the sampler does not know its length."""
@@ -77,24 +78,26 @@ class DistributedSamplerWrapper(Sampler[Any]):
         else:
             object.__setattr__(self, name, value)
 
-    def _deal(self, elements: Iterator[Any]) -> Iterator[Any]:
-        first: list[Any] = []
-        total = 0
-        for element in elements:
-            if total < self.num_replicas:
-                first.append(element)
-            if total % self.num_replicas == self.rank:
-                yield element
-            total += 1
-        if 0 < total % self.num_replicas <= self.rank:
-            yield first[(self.rank - total % self.num_replicas) % total]
-
 
 class DistributedBatchSampler(DistributedSamplerWrapper):
     """The share of one rank in the batches of any batch sampler; what is in a batch stays together.
 
     Everything is as in `DistributedSamplerWrapper`, with batches (lists of indices) for elements.
     """
+
+
+def dealt(elements: Iterator[Any], num_replicas: int, rank: int) -> Iterator[Any]:
+    """The share of one rank in some elements, see [Note: dealing]."""
+    first: list[Any] = []
+    total = 0
+    for element in elements:
+        if total < num_replicas:
+            first.append(element)
+        if total % num_replicas == rank:
+            yield element
+        total += 1
+    if 0 < total % num_replicas <= rank:
+        yield first[(rank - total % num_replicas) % total]
 
 
 def chain_of(source: Any) -> Iterator[Any]:
@@ -112,15 +115,52 @@ def listeners_of(source: Any) -> list[Any]:
     return [part for part in chain_of(source) if callable(getattr(part, "set_epoch", None))][:1]
 
 
+def replayed(sampler: Iterable[Any], moments: Mapping[str, Streams], generators: Generators) -> Iterator[Any]:
+    """The elements of a sampler as it drew them once, on streams of its own.
+
+    Args:
+        sampler: The sampler.
+        moments: The states of all streams when it was asked to begin (``begun``), and before its first element
+            (``first``); each only if the order follows from it.
+        generators: The user's, whose states are among those.
+    """
+    states = [moments["begun"]] if "begun" in moments else []
+
+    @contextmanager
+    def streams() -> Iterator[None]:
+        with preserved(generators):
+            for state in states:
+                state.restore(generators)
+            yield
+            states[:] = [Streams.capture(generators)]
+
+    with streams():
+        elements = iter(sampler)
+    if "first" in moments:
+        states[:] = [moments["first"]]
+    return _in_chunks(elements, streams)
+
+
 def _drawn(inner: Iterable[Any], seed: int) -> Iterator[Any]:
-    """The elements of a sampler, drawn on streams of its own; by chunks, because to change streams takes time."""
-    streams = seeded_rng(seed)
+    """The elements of a sampler, drawn on streams of its own."""
+    own = seeded_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    with streams, _lent(generator, inner):
+
+    @contextmanager
+    def streams() -> Iterator[None]:
+        with own, _lent(generator, inner):
+            yield
+
+    with streams():
         elements = iter(inner)
+    yield from _in_chunks(elements, streams)
+
+
+def _in_chunks(elements: Iterator[Any], streams: Callable[[], AbstractContextManager[None]]) -> Iterator[Any]:
+    """Take elements on other streams, several at a time, because to change streams takes time."""
     size = 16
     while True:
-        with streams, _lent(generator, inner):
+        with streams():
             chunk = list(itertools.islice(elements, size))
         yield from chunk
         if len(chunk) < size:

@@ -14,13 +14,14 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
+from fabric_core.data.order import Share
 from fabric_core.data.samplers import (
     DistributedBatchSampler,
     DistributedSamplerWrapper,
     chain_of,
     listeners_of,
 )
-from fabric_core.errors import ConfigurationError
+from fabric_core.errors import CheckpointError, ConfigurationError
 
 L = TypeVar("L", bound="DataLoader[Any]")
 
@@ -82,6 +83,59 @@ def epoch_listeners(loader: DataLoader[Any]) -> list[Any]:
     return found
 
 
+def share_of(loader: DataLoader[Any]) -> tuple[Share, int | None]:
+    """How the order of a loader that may be divided is dealt out, and the seed of that order if it is dealt by one."""
+    if isinstance(loader.dataset, IterableDataset):
+        return Share(1, 0, None), None
+    source: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    size = 1 if loader.batch_sampler is None else source.batch_size if type(source) is BatchSampler else None
+    part = _distributed_part(source)
+    if part is None:
+        return Share(1, 0, size), None
+    return Share(_replicas_of(part), part.rank, size), getattr(part, "seed", 0)
+
+
+def whole_order(loader: DataLoader[Any], seed: int, epoch: int) -> Any:
+    """The elements that are dealt out under a seed in an epoch: indices, or whole batches of a batch sampler.
+
+    Args:
+        loader: The undivided one.
+        seed, epoch: What the order follows from.
+
+    Raises:
+        CheckpointError: Its own sampler decides what each rank gets.
+    """
+    in_batches = loader.batch_sampler is not None
+    source: Any = loader.batch_sampler if in_batches else loader.sampler
+    if type(source) is BatchSampler:
+        source, in_batches = source.sampler, False
+    if type(source) is DistributedSampler:
+        order: Any = DistributedSampler(source.dataset, 1, 0, shuffle=source.shuffle, seed=seed)
+    elif (part := _distributed_part(source)) is not None:
+        raise CheckpointError(
+            f"A loop that was interrupted on another number of ranks cannot go on: the {type(part).__qualname__} of "
+            "this loader decides by itself what each rank gets. Resume on as many ranks as before, or give the loader "
+            "a sampler that knows no ranks; it is dealt out for you."
+        )
+    else:
+        order = _share_of(source, 1, 0, seed, None, in_batches)
+    order.set_epoch(epoch)
+    return order
+
+
+def dealt_alone(loader: DataLoader[Any], seed: int) -> Any:
+    """What takes the place of the sampler that decides the batches, when one rank goes on with a seed's order."""
+    in_batches = loader.batch_sampler is not None
+    return _share_of(loader.batch_sampler if in_batches else loader.sampler, 1, 0, seed, None, in_batches)
+
+
+def reseed(loader: DataLoader[Any], seed: int) -> None:
+    """Let the order that is dealt out follow from another seed."""
+    source = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if hasattr(part := _distributed_part(source), "seed"):
+        part.seed = seed
+
+
 def _share_of(
     source: Any, num_replicas: int, rank: int, seed: int, shuffle: bool | None, in_batches: bool
 ) -> Any:
@@ -132,8 +186,13 @@ def _distributed_part(source: Any) -> Any:
     return None
 
 
+def _replicas_of(part: Any) -> int:
+    replicas: int = part.num_replicas if hasattr(part, "num_replicas") else part.world_size
+    return replicas
+
+
 def _check_share(part: Any, num_replicas: int, rank: int) -> None:
-    replicas = part.num_replicas if hasattr(part, "num_replicas") else part.world_size
+    replicas = _replicas_of(part)
     if (replicas, part.rank) != (num_replicas, rank):
         warnings.warn(
             f"The loader's {type(part).__qualname__} yields the share of rank {part.rank} of {replicas}, but this "

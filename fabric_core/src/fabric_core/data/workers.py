@@ -1,14 +1,72 @@
-"""What a worker process of a loader does first."""
+"""What a worker process of a loader does first, and before each sample.
+
+[Note: numbered samples] Which worker loads a sample, and what that worker has loaded before, is an accident: of the
+number of workers, and of where a run was interrupted. So the random numbers of a sample follow from its number in the
+order of the epoch. The number travels with the indices, since a sampler may yield the same index twice.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from fabric_core.data.seed import seed_worker, worker_seed
+from torch.utils.data import get_worker_info
+
+from fabric_core.data.seed import mixed, seed_sample, seed_worker, worker_seed
+
+
+class Numbered(NamedTuple):
+    """What a sampler yields at once, on its way to a worker.
+
+    Attributes:
+        indices: The index of a sample, or a list of them.
+        key: From which the seeds of this loop's samples follow.
+        first: The number of the first sample in the order of the epoch.
+        step: How far its next sample is from there.
+    """
+
+    indices: Any
+    key: int
+    first: int
+    step: int
+
+
+class SeededDataset:
+    """The user's dataset as a worker reads it, see [Note: numbered samples].
+
+    A dataset that loads a batch at once (``__getitems__``) is seeded once per batch.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getitem__(self, index: Any) -> Any:
+        """One sample."""
+        if not isinstance(index, Numbered):
+            return self.inner[index]
+        seed_sample(mixed(index.key, index.first))
+        return self.inner[index.indices]
+
+    def __getitems__(self, batch: Any) -> Any:
+        """The samples of a batch."""
+        together = getattr(self.inner, "__getitems__", None)
+        if together is None:
+            return list(self._one_by_one(batch))
+        if isinstance(batch, Numbered):
+            seed_sample(mixed(batch.key, batch.first))
+            batch = batch.indices
+        return together(batch)
+
+    def _one_by_one(self, batch: Any) -> Iterator[Any]:
+        if not isinstance(batch, Numbered):
+            yield from (self.inner[index] for index in batch)
+            return
+        for number, index in enumerate(batch.indices):
+            seed_sample(mixed(batch.key, batch.first + number * batch.step))
+            yield self.inner[index]
 
 
 @dataclass(frozen=True)
@@ -38,6 +96,9 @@ class WorkerInit:
         if self.seeds is not None:
             base_seed, rank, *more = self.seeds
             seed_worker(worker_seed(base_seed, worker_id, rank, *more))
+        info: Any = get_worker_info()
+        if isinstance(info.dataset, SeededDataset):
+            object.__setattr__(info, "dataset", info.dataset.inner)  # past its own, which refuses
         if self.users is not None:
             self.users(worker_id)
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from fabric_core import checkpoint as checkpoints
 from fabric_core.errors import WrongTypeError
+from fabric_core.resuming import loaders_in
 from fabric_core.verbs.life import Life
 
 
@@ -27,10 +28,14 @@ class State(Life):
         A crash at any moment leaves the old file or the new one. The state of the precision (a loss scale) is saved
         along. ``path`` and ``state`` may be given in either order.
 
+        With loaders in its state, a checkpoint is a point to go on from: the random numbers of every rank are saved
+        along, and `load` restores them. Save it at the end of the loop's body, since what follows there is not done
+        again; collectives are used.
+
         Args:
             path: Where to.
-            state: A dictionary of models, optimizers, objects with ``state_dict``, plain values, and of dictionaries
-                of them.
+            state: A dictionary of models, optimizers, loaders that were set up, objects with ``state_dict``, plain
+                values, and of dictionaries of them.
             filter: For some keys, a function of a name and a value that says which entries of that state to keep.
 
         Raises:
@@ -38,6 +43,8 @@ class State(Life):
         """
         self._require_launched("save")
         where, what = checkpoints.path_and_state(path, state)
+        if loaders_in(what):
+            self._accumulation.warn_if_open()
         collected = checkpoints.collect(what, self.strategy, self._parts.precision, filter)
         self.strategy.save_checkpoint(where, collected)
 
@@ -54,7 +61,8 @@ class State(Life):
         Args:
             path: What `save` was given. ``path`` and ``state`` may be given in either order.
             state: What to restore, in place: models, optimizers and stateful objects are loaded, plain values
-                replaced. Without it, the whole checkpoint is returned, on the CPU.
+                replaced. With loaders in it, their next loops go on where they stood, and so do the random numbers
+                of this rank. Without it, the whole checkpoint is returned, on the CPU.
             strict: Raise when the checkpoint lacks a key of ``state``, or a parameter.
             weights_only: ``False`` allows the file to execute code while it is read. Only for files that you trust.
 

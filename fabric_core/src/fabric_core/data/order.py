@@ -1,0 +1,263 @@
+"""The order in which one loop reads its samples, and how another process takes it up.
+
+[Note: what was consumed] A loop that is taken up does not read again what its body was given before. The sampler is
+run from the same random numbers, and as many of its batches as the body was given are passed over: not those that
+were fetched early, by workers or to look ahead. The random numbers of the process are left alone meanwhile.
+
+[Note: what an order follows from] Where samples are dealt out to ranks, from the seed and the epoch. Elsewhere the
+sampler draws from generators of the process, so their states are kept: when it was asked to begin, and before its first
+index.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch.utils.data import (
+    BatchSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from fabric_core.data.samplers import chain_of, dealt
+from fabric_core.data.streams import Generators, Streams, preserved
+from fabric_core.data.workers import Numbered
+
+_TORCHS = {BatchSampler, RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler}
+_UNMOVED = {BatchSampler, SequentialSampler}
+_SAMPLES_IN_A_BATCH = 2**20
+
+
+class Share(NamedTuple):
+    """How the order of an epoch is dealt out: element k goes to replica k modulo ``replicas``.
+
+    Attributes:
+        replicas, rank: Between how many, and which of them this is; (1, 0) where nothing is dealt out.
+        size: Elements in a batch; ``None`` when a batch sampler of the user's decides, and an element is a batch.
+    """
+
+    replicas: int
+    rank: int
+    size: int | None
+
+    def elements(self, batches: int) -> int:
+        """How many elements of the order all replicas together have consumed after some batches each."""
+        return batches * self.replicas * (self.size or 1)
+
+    def numbers(self, begin: int, batch: int) -> tuple[int, int]:
+        """The number of the first sample of a batch, and the step to its next ones.
+
+        Args:
+            begin: How many elements were consumed before those that are dealt out.
+            batch: The number of the batch from there.
+        """
+        first = begin + self.elements(batch) + self.rank
+        return (first * _SAMPLES_IN_A_BATCH, 1) if self.size is None else (first, self.replicas)
+
+
+class Indices:
+    """The sampler as PyTorch's iterator over a loader sees it: what the order of the present loop makes of it.
+
+    Args:
+        sampler, numbered: As for `Order.draw`.
+        order: Gives the order of the loop that begins.
+    """
+
+    def __init__(self, sampler: Any, order: Callable[[], Order], *, numbered: bool) -> None:
+        self._sampler = sampler
+        self._order = order
+        self._numbered = numbered
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._order().draw(self._sampler, self._numbered)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
+class Order:
+    """The order of one loop.
+
+    Args:
+        epoch: Of which epoch, from 0.
+        share: How it is dealt out.
+        generators: Those of the user's from which a sampler may draw.
+        seed: Of an order that is dealt out; ``None`` when the sampler draws it.
+        key: From which the seeds of the samples follow, in workers; ``None`` when they are not seeded.
+
+    Attributes:
+        resumed: The state that this loop is taken up from.
+        skip: How many batches are passed over; they count.
+        rest: Where the sampler is not used: makes what is left of another one's order, in batches.
+        begin: How many elements of the order were consumed before ``rest``.
+        before: How many batches count as given before ``rest``.
+        origin: What the order follows from, if not from what this loop captures: see `state_dict`.
+        samplers: The states of the user's stateful samplers at the beginning.
+        passed_over: Whether what was consumed has been passed over.
+        start: The random numbers at the beginning, where workers are started that in the run which was interrupted were
+            there already: to start them draws numbers, and must not.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        share: Share,
+        *,
+        generators: Generators = (),
+        seed: int | None = None,
+        key: int | None = None,
+    ) -> None:
+        self.epoch = epoch
+        self.share = share
+        self.key = key
+        self.resumed: dict[str, Any] | None = None
+        self.skip = 0
+        self.rest: Callable[[], Iterator[Any]] | None = None
+        self.begin = self.before = 0
+        self.origin: dict[str, Any] | None = None if seed is None else {"seed": seed}
+        self.samplers: list[Any] = []
+        self.passed_over = False
+        self.start: Streams | None = None
+        self._generators = generators
+        self._saved: dict[str, Streams] = {}
+        self._captured: dict[str, Streams] = {}
+        self._creating = False
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def draw(self, sampler: Any, numbered: bool) -> Iterator[Any]:
+        """What the sampler yields, from where this loop begins. Called by PyTorch's iterator, sometimes twice.
+
+        Args:
+            sampler: Yields what is read at once, indices or lists of them.
+            numbered: Whether who reads that understands `Numbered`.
+        """
+        if self.start is not None:
+            self.start.restore(self._generators)
+        if self.rest is not None:
+            return self._handed_on(self.rest(), None, numbered)
+        scope = None if self.origin is not None else drawn_from(sampler)
+        if scope is None or is_lazy(sampler):
+            return self._handed_on(iter(sampler), scope, numbered)
+        with self._at("begun"):
+            self._capture("begun", scope)
+            indices = iter(sampler)
+        return self._handed_on(indices, scope, numbered)
+
+    def _handed_on(self, indices: Iterator[Any], scope: bool | None, numbered: bool) -> Iterator[Any]:
+        with self._at("first"):
+            if scope is not None:
+                self._capture("first", scope)
+            for _ in itertools.islice(indices, self.skip):
+                pass
+        self.passed_over = True
+        if not numbered or self.key is None:
+            yield from indices
+            return
+        for number, batch in enumerate(indices, self.skip):
+            yield Numbered(batch, self.key, *self.share.numbers(self.begin, number))
+
+    def note_first(self) -> None:
+        """Keep the random numbers before the first batch. Called where no sampler decides."""
+        self._capture("first", torch_only=False)
+
+    @contextmanager
+    def from_the_first(self) -> Iterator[None]:
+        """What is read inside is read from the random numbers before the first batch."""
+        with preserved(self._generators), self._at("first"):
+            yield
+
+    @contextmanager
+    def creation(self) -> Iterator[None]:
+        """While an iterator over the loader is made: of a loop that is taken up, it must not draw any number."""
+        if self.resumed is None:
+            yield
+            return
+        with preserved(self._generators):
+            self._creating = True
+            try:
+                yield
+            finally:
+                self._creating = False
+
+    @contextmanager
+    def _at(self, moment: str) -> Iterator[None]:
+        """From the random numbers of a moment of the loop that is taken up."""
+        saved = self._saved.get(moment)
+        if saved is None:
+            yield
+        elif self._creating:
+            saved.restore(self._generators)
+            yield
+        else:
+            with preserved(self._generators):
+                saved.restore(self._generators)
+                yield
+
+    def _capture(self, moment: str, torch_only: bool) -> None:
+        self._captured[moment] = self._saved.get(moment) or Streams.capture(
+            self._generators, torch_only=torch_only
+        )
+
+    # -- saving -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self, batches: int) -> dict[str, Any]:
+        """Tensors and plain values from which `take_up` goes on after some batches."""
+        return {
+            "batches": batches,
+            "elements": self.begin + self.share.elements(batches - self.before),
+            "key": self.key,
+            "handed on": self.rest is not None,
+            "origin": self.origin
+            or {moment: streams.state_dict() for moment, streams in self._captured.items()},
+        }
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on with an order that was dealt out alike."""
+        self.resumed, self.skip, self.key = state, state["batches"], state["key"]
+        if "seed" not in state["origin"]:
+            self._saved = moments_of(state)
+
+    def take_over(
+        self, state: dict[str, Any], elements: Callable[[], Iterator[Any]], drop_last: bool | None
+    ) -> None:
+        """Go on with an order that was dealt out otherwise.
+
+        Args:
+            state: Of the loop that is gone on with.
+            elements: Makes the whole order.
+            drop_last: Whether to leave out a last batch that is not full; ``None`` when elements are not batched.
+        """
+        self.resumed = state
+        self.key, self.origin, self.begin = state["key"], state["origin"], state["elements"]
+        self.before = self.begin // self.share.elements(1)
+
+        def rest() -> Iterator[Any]:
+            mine = dealt(itertools.islice(elements(), self.begin, None), self.share.replicas, self.share.rank)
+            if drop_last is None:
+                return mine
+            return iter(BatchSampler(mine, self.share.size or 1, drop_last))
+
+        self.rest = rest
+
+
+def moments_of(state: dict[str, Any]) -> dict[str, Streams]:
+    """The random numbers from which a sampler has drawn its order."""
+    return {moment: Streams.from_state_dict(streams) for moment, streams in state["origin"].items()}
+
+
+def drawn_from(sampler: Any) -> bool | None:
+    """From what a sampler draws: ``True`` for PyTorch's streams alone, ``False`` for any, ``None`` for nothing."""
+    kinds = {type(part) for part in chain_of(sampler)}
+    return None if kinds <= _UNMOVED else kinds <= _TORCHS
+
+
+def is_lazy(sampler: Any) -> bool:
+    """Whether a sampler does nothing before it is asked for its first index."""
+    return inspect.isgeneratorfunction(type(sampler).__iter__)
