@@ -14,6 +14,7 @@ from fabric_core.plan import AUTO, Plan
 from fabric_core.registry import default_registry
 from fabric_core.request import as_tuple, make_request, replace_deprecated
 from fabric_core.resolve import resolve
+from fabric_core.saving import Saving
 from fabric_core.setting_up import SetUp
 from fabric_core.settings import find_tables
 from fabric_core.verbs.managing import Managing
@@ -113,5 +114,6 @@ class Fabric(SettingUp, Step, Managing, Stopping):
         self._set_up = SetUp()
         self._accumulation = Accumulation(self._tracker)
         self._guard = self._make_guard()
-        self._warned_no_hold = False
+        self._saving = Saving()
+        self._warned_no_hold = self._warned_no_background = False
         self._turns = 0

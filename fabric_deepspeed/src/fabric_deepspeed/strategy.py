@@ -352,18 +352,38 @@ class DeepSpeedStrategy(FolderStrategy):
         """As the contract; each rank reads only what it holds."""
         states.load_optimizer_state(optimizer, self._engine_with(optimizer), state)
 
+    def stage_checkpoint(
+        self, checkpoint: Mapping[str, Any], copied: Callable[[Any], Any]
+    ) -> Mapping[str, Any]:
+        """Copy what this rank will write; what is to be whole is put together first. Called on every rank."""
+        checkpoint = self._as_asked(checkpoint)
+        if _has_pieces(checkpoint):
+            return self.staged(checkpoint, copied, range(self.world_size))
+        return super().stage_checkpoint(checkpoint, copied)
+
+    def _as_asked(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Whole, or as it is. Called on every rank."""
+        if self.checkpoint == "sharded":
+            return checkpoint
+        whole: Mapping[str, Any] = mapped(checkpoint, pieces.Piece.whole, pieces.Piece)
+        return whole
+
     def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Write a folder of shards, or one file where nothing is in pieces. Called on every rank.
 
         Raises:
             CheckpointError: It cannot be written; on every rank. What was there before is intact.
         """
-        if self.checkpoint == "full":
-            checkpoint = mapped(checkpoint, pieces.Piece.whole, pieces.Piece)
-        if named(checkpoint, lambda value: isinstance(value, pieces.Piece)):
+        checkpoint = self._as_asked(checkpoint)
+        if _has_pieces(checkpoint):
             self.save_folder(path, mapped(checkpoint, pieces.Piece.share, pieces.Piece))
         else:
             super().save_checkpoint(path, checkpoint)
+
+
+def _has_pieces(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether anything in a checkpoint is in pieces; the same on every rank."""
+    return bool(named(checkpoint, lambda value: isinstance(value, pieces.Piece)))
 
 
 class _ForwardOnly(nn.Module):

@@ -48,7 +48,7 @@ class FolderStrategy(ParallelStrategy):
         Raises:
             CheckpointError: It cannot be written; on every rank. What was there before is intact.
         """
-        temporary = temporary_for(path, self.broadcast(secrets.token_hex(4)))
+        temporary = temporary_for(path, self.agreement.of_rank_zero(secrets.token_hex(4)))
         io = self.surroundings.checkpoint_io
 
         def prepare() -> None:
@@ -77,7 +77,7 @@ class FolderStrategy(ParallelStrategy):
                 action()
             except Exception as error:  # the other ranks wait, and have to be told
                 failure = error
-        failed = self._first_failure(failure, ranks)
+        failed = self.agreement.first_failure(failure, ranks)
         if failed is not None:
             raise CheckpointError(
                 f"Rank {failed[0]} could not write the checkpoint {str(path)!r}: {failed[1]}. What was there before is "

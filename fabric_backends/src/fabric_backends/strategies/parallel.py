@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fabric_backends import collectives
+from fabric_backends.agreement import Agreement
 from fabric_backends.messages import broadcast_object
 from fabric_backends.process_group import Membership, backend_for, join
 from fabric_backends.rendezvous import meet
 from fabric_backends.timeouts import INIT_TIMEOUT, TIMEOUT, duration, shorten_after_first_step
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
-from fabric_core.contracts.store import read_when_there
 from fabric_core.contracts.strategy import ReduceOp, Strategy
 from fabric_core.errors import CheckpointError, ConfigurationError, SetupError
 
@@ -58,7 +57,8 @@ class ParallelStrategy(Strategy):
         self.init_timeout = duration("init_timeout", init_timeout)
         self._store: Store | None = None
         self._membership: Membership | None = None
-        self._barriers = self._agreements = 0
+        self._barriers = 0
+        self._agreement: Agreement | None = None
         self._keep_long: Callable[[], None] = _nothing
 
     # -- who am I -------------------------------------------------------------------------------------------------
@@ -111,6 +111,13 @@ class ParallelStrategy(Strategy):
             )
         return meet(self._environment, timeout=self.init_timeout)
 
+    @property
+    def agreement(self) -> Agreement:
+        """How the ranks agree on files. Reading it the first time waits for every rank, as `store` does."""
+        if self._agreement is None:
+            self._agreement = Agreement(self.store, self.global_rank)
+        return self._agreement
+
     def connect(self) -> None:
         """Make the device current and join the process group. Called on every rank, once.
 
@@ -161,7 +168,7 @@ class ParallelStrategy(Strategy):
         self._keep_long()
         if self._membership is not None:
             self._membership.leave()
-        self._membership = self._store = None
+        self._membership = self._store = self._agreement = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -258,11 +265,40 @@ class ParallelStrategy(Strategy):
                 self.surroundings.checkpoint_io.save(path, checkpoint)
             except Exception as error:  # the other ranks wait, and have to be told
                 failure = error
-        failed = self._first_failure(failure, [0])
+        failed = self.agreement.first_failure(failure, [0])
         if isinstance(failure, CheckpointError):
             raise failure
         if failed is not None:
             raise CheckpointError(f"Rank 0 could not write the checkpoint {path}: {failed[1]}") from failure
+
+    def stage_checkpoint(
+        self, checkpoint: Mapping[str, Any], copied: Callable[[Any], Any]
+    ) -> Mapping[str, Any]:
+        """Copy the checkpoint on rank 0, which will write it. Called on every rank."""
+        return self.staged(checkpoint, copied, [0])
+
+    def staged(
+        self, checkpoint: Mapping[str, Any], copied: Callable[[Any], Any], ranks: Sequence[int]
+    ) -> Mapping[str, Any]:
+        """Copy a checkpoint on the ranks that will write. Called on every rank.
+
+        Returns:
+            The copy; an empty one on the other ranks.
+
+        Raises:
+            CheckpointError: Some rank could not copy it; on every rank.
+        """
+        failure: Exception | None = None
+        copy: Mapping[str, Any] = {}
+        if self.global_rank in ranks:
+            try:
+                copy = copied(checkpoint)
+            except Exception as error:  # the other ranks must not begin to write
+                failure = error
+        failed = self.agreement.first_failure(failure, ranks)
+        if failed is not None:
+            raise CheckpointError(f"Rank {failed[0]} could not copy the checkpoint: {failed[1]}") from failure
+        return copy
 
     def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
         """Read a checkpoint on every rank, onto the CPU. Called on every rank; it may take as long as it takes.
@@ -276,7 +312,7 @@ class ParallelStrategy(Strategy):
             checkpoint = self.read_checkpoint(path, weights_only)
         except Exception as error:  # the other ranks wait, and have to be told
             failure = error
-        failed = self._first_failure(failure, range(self.world_size))
+        failed = self.agreement.first_failure(failure, range(self.world_size))
         if failure is not None:
             raise failure
         if failed is None:
@@ -290,29 +326,6 @@ class ParallelStrategy(Strategy):
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
         """What `load_checkpoint` does on each rank, by itself; the others are told when it fails."""
         return super().load_checkpoint(path, weights_only=weights_only)
-
-    def _first_failure(self, failure: Exception | None, workers: Sequence[int]) -> tuple[int, str] | None:
-        """The first of some ranks that has failed, and why. Called on every rank, by ``workers`` when they are done.
-
-        Through the store and not by a collective, whose timeout a disk must not run into.
-        """
-        own, store = None if failure is None else _reason(failure), self.store
-        if store is None:
-            return None if own is None else (self.global_rank, own)
-        self._agreements += 1
-        key = f"agreement/{self._agreements}"
-        if self.global_rank in workers:
-            store.set(f"{key}/{self.global_rank}", json.dumps(own))
-        if self.global_rank == 0:
-            reasons = {rank: json.loads(read_when_there(store, f"{key}/{rank}")) for rank in workers}
-            failed = [(rank, reason) for rank, reason in reasons.items() if reason is not None]
-            store.set(key, json.dumps(failed[0] if failed else None))
-        first = json.loads(read_when_there(store, key))
-        return None if first is None else (first[0], first[1])
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
 
 
 def _nothing() -> None:

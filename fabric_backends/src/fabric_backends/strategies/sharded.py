@@ -143,6 +143,14 @@ class ShardedStrategy(FolderStrategy):
         """As the contract; each rank reads only what it holds."""
         optimizer.load_state_dict(restoring.optimizer_state_for(optimizer, state))
 
+    def stage_checkpoint(
+        self, checkpoint: Mapping[str, Any], copied: Callable[[Any], Any]
+    ) -> Mapping[str, Any]:
+        """Copy what this rank will write; what is to be whole is put together first. Called on every rank."""
+        if self.checkpoint == "full":
+            return super().stage_checkpoint(mapped(checkpoint, self._whole, Tensor), copied)
+        return self.staged(checkpoint, copied, range(self.world_size))
+
     def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Write a folder of shards or one file, as the option ``checkpoint`` says. Called on every rank.
 

@@ -25,7 +25,7 @@ class CheckpointIO(Part):
 
     @abstractmethod
     def save(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Write a checkpoint. Called on global rank 0 only.
+        """Write a checkpoint. Called on global rank 0 only; by ``save(wait=False)`` in a thread of its own.
 
         Args:
             path: Where to; missing folders are created, an existing file is replaced.

@@ -374,6 +374,30 @@ class Strategy(Part):
         """
         self.surroundings.checkpoint_io.save(path, checkpoint)
 
+    def stage_checkpoint(
+        self, checkpoint: Mapping[str, Any], copied: Callable[[Any], Any]
+    ) -> Mapping[str, Any] | None:
+        """Make what this rank will write independent of the training. Called on every rank by ``save(wait=False)``.
+
+        Afterwards `save_checkpoint` is called with the result, in another thread on every rank, while the training goes
+        on in this one. It must use no collectives there, which would come between those of the training; for ranks that
+        have to agree there is the `store`, whose keys and counts the two threads must not share. What needs collectives
+        is done here. No other checkpoint is saved or loaded, and `teardown` is not called, before the thread is done.
+
+        Args:
+            checkpoint: What ``save`` collected.
+            copied: Copies anything, tensors of any sort and all; see [Note: state of one's own]. Tensors are on the CPU
+                then; of those that are spread over ranks, the part of this rank.
+
+        Returns:
+            What is written, or an empty mapping on a rank that writes nothing. ``None``, on every rank, when
+            `save_checkpoint` cannot work so: then it is called at once, and the training waits.
+
+        Raises:
+            CheckpointError: It cannot be copied; on every rank.
+        """
+        return None
+
     def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
         """Read what `save_checkpoint` of any strategy wrote: one file, or a folder of shards. Called on every rank.
 

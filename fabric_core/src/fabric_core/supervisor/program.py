@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from types import CodeType, ModuleType
 
+from fabric_core.background import finish
 from fabric_core.supervisor.entry import enter_rank
 from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD, MODULE_FLAG, SUPERVISOR_PID
 
@@ -34,6 +35,7 @@ def run(arguments: Sequence[str]) -> None:
     parent = int(supervisor) if supervisor else None
     with enter_rank(rank, os.environ.get(ERROR_DIR), parent_pid=parent, alone=alone, excepthook=True):
         _run_main(*(_load_module(target, rest) if is_module else _load_path(target, rest)))
+        finish()
 
 
 def _run_main(main: ModuleType, code: CodeType) -> None:

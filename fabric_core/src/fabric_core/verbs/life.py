@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial, update_wrapper, wraps
@@ -18,9 +19,10 @@ from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.launcher import Launcher, LaunchJob
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.data.iteration import LoaderTracker
-from fabric_core.errors import SetupError, WrongTypeError
+from fabric_core.errors import CheckpointError, SetupError, WrongTypeError
 from fabric_core.plan import Plan
 from fabric_core.preemption import Preemption
+from fabric_core.saving import Saving
 from fabric_core.setting_up import SetUp
 from fabric_core.specs import LauncherSpec
 from fabric_core.supervisor import Milestone, mark_failure, tell_supervisor
@@ -43,7 +45,9 @@ class Life:
     _set_up: SetUp
     _accumulation: Accumulation
     _guard: BackwardGuard | None
+    _saving: Saving
     _warned_no_hold: bool
+    _warned_no_background: bool
     _turns: int
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -195,15 +199,21 @@ class Life:
             raise SetupError(f"fabric.{verb}() was called after fabric.close(). Make a new Fabric.")
 
     def close(self, status: str = "success") -> None:
-        """Finish the loggers and give back what the parts hold. Called on every rank; a second call does nothing.
+        """Wait for the last save, finish the loggers and give back what the parts hold.
+
+        Called on every rank; a second call does nothing.
 
         Args:
             status: ``"success"`` or ``"failed"``, for the loggers.
+
+        Raises:
+            CheckpointError: A save with ``wait=False`` has failed. All else is done nevertheless.
         """
         if self._closed:
             return
         self._closed = True
         only_launched = not self._connected and self._launcher_to_use() is not None
+        self._connected = False
         with ExitStack() as stack:
             parts = self._parts
             for part in (parts.cluster_environment, parts.checkpoint_io, parts.precision, parts.accelerator):
@@ -216,15 +226,20 @@ class Life:
             if self.is_global_zero and not only_launched:
                 for logger in self.loggers:
                     stack.callback(_finish_logger, logger, status)
-        self._connected = False
+            self._saving.wait()
 
     def __enter__(self: T) -> T:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if error is not None:
-            mark_failure(error)  # before leaving the group, which makes the other ranks fail in their turn
-        self.close("success" if error is None else "failed")
+        if error is None:
+            self.close()
+            return
+        mark_failure(error)  # before leaving the group, which makes the other ranks fail in their turn
+        try:
+            self.close("failed")
+        except CheckpointError as lost:  # of the two, it is not what the program ends with
+            warnings.warn(str(lost), UserWarning, stacklevel=2)
 
 
 def _launching(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -22,11 +24,17 @@ class State(Life):
         path: Any = None,
         state: Any = None,
         filter: Mapping[str, Callable[[str, Any], bool]] | None = None,  # noqa: A002
+        *,
+        wait: bool = True,
     ) -> None:
-        """Write a checkpoint. Called on every rank; returns when it is on disk.
+        """Write a checkpoint. Called on every rank; returns when it is on disk, or with ``wait=False`` before.
 
         A crash at any moment leaves the old file or the new one. The state of the precision (a loss scale) is saved
         along. ``path`` and ``state`` may be given in either order.
+
+        With ``wait=False`` the state is copied, and a thread writes the copy while the training goes on: what changes
+        afterwards does not get into the file. The next `save`, `load`, `load_raw`, `wait_for_save` and `close` wait for
+        it, and so does the end of the program.
 
         With loaders in its state, a checkpoint is a point to go on from: the random numbers of every rank are saved
         along, and `load` restores them. Save it at the end of the loop's body, since what follows there is not done
@@ -37,16 +45,44 @@ class State(Life):
             state: A dictionary of models, optimizers, loaders that were set up, objects with ``state_dict``, plain
                 values, and of dictionaries of them.
             filter: For some keys, a function of a name and a value that says which entries of that state to keep.
+            wait: Whether to return only when the checkpoint is on disk.
 
         Raises:
-            CheckpointError: It cannot be written; on every rank. What was there before is intact.
+            CheckpointError: It cannot be written; on every rank. What was there before is intact. Or the save before,
+                with ``wait=False``, has failed; this one was not begun then.
         """
         self._require_launched("save")
+        self._saving.wait()
         where, what = checkpoints.path_and_state(path, state)
         if loaders_in(what):
             self._accumulation.warn_if_open()
         collected = checkpoints.collect(what, self.strategy, self._parts.precision, filter)
+        staged = None if wait else self._saving.stage(partial(self.strategy.stage_checkpoint, collected))
+        if staged is not None:
+            there = where.absolute()  # the working directory may change meanwhile
+            self._saving.start(str(where), partial(self.strategy.save_checkpoint, there, staged))
+            return
+        if not wait:
+            self._warn_of_waiting()
         self.strategy.save_checkpoint(where, collected)
+
+    def wait_for_save(self) -> None:
+        """Wait until the checkpoint of the last ``save(wait=False)`` is on disk. Called on every rank.
+
+        Raises:
+            CheckpointError: It was not written; on every rank. Whoever waits next is not told again.
+        """
+        self._saving.wait()
+
+    def _warn_of_waiting(self) -> None:
+        if not self._warned_no_background:
+            self._warned_no_background = True
+            warnings.warn(
+                f"save(wait=False) was asked for, and the strategy {self.plan.strategy.name!r} cannot save while the "
+                "training goes on. The checkpoint is written at once.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def load(
         self,
@@ -71,10 +107,12 @@ class State(Life):
 
         Raises:
             CheckpointError: There is none, it is damaged, or it does not fit: other shapes, other parameters.
+                Or the save before, with ``wait=False``, has failed; nothing was read then.
             CheckpointKeyError: It lacks a key; nothing has been restored then.
             UnsafeCheckpointError: It holds more than ``weights_only`` allows.
         """
         self._require_launched("load")
+        self._saving.wait()
         if state is None:
             whole: dict[str, Any] = self.strategy.plain_value(self._read(path, weights_only))
             return whole
@@ -97,6 +135,7 @@ class State(Life):
         Called on every rank. Arguments and errors as in `load`.
         """
         self._require_launched("load_raw")
+        self._saving.wait()
         checkpoints.restore_raw(self._read(path, weights_only), obj, self.strategy, strict)
 
     def _read(self, path: Any, weights_only: bool) -> dict[str, Any]:

@@ -17,11 +17,17 @@ from typing import Any
 
 import torch
 
-from fabric_core.testing.programs import strategy_closing, strategy_talking, strategy_training
+from fabric_core.testing.programs import (
+    strategy_closing,
+    strategy_saving,
+    strategy_talking,
+    strategy_training,
+)
 from fabric_core.testing.programs.task import Task
 
 SECTIONS: dict[str, Callable[..., Any]] = {
     **strategy_closing.SECTIONS,
+    **strategy_saving.SECTIONS,
     **strategy_talking.SECTIONS,
     **strategy_training.SECTIONS,
 }

@@ -170,7 +170,16 @@ class StrategyChecks(PartConformance):
 
 SECTIONS = (
     *("closing", "unused", "ranks", "gathered", "reduced", "sent", "waited", "grouped", "dealt"),
-    *("failing files", "written", "weights", "gradients", "held", "norms", "failing backward"),
+    *(
+        "failing files",
+        "written",
+        "saved meanwhile",
+        "weights",
+        "gradients",
+        "held",
+        "norms",
+        "failing backward",
+    ),
 )
 """What every strategy goes through, once."""
 

@@ -57,6 +57,11 @@ class State(StrategyChecks):
         for rank, facts in enumerate(self.facts("written")):
             assert rank == 0 or not facts["writes"], f"rank {rank} writes the file as well"
 
+    def test_a_save_that_is_not_waited_for_holds_the_values_of_its_moment(self) -> None:
+        """Whatever changes while it is written: parameters, the state of optimizers, values in lists and tensors."""
+        for rank, facts in enumerate(self.facts("saved meanwhile")):
+            assert facts["changed"] == [], f"rank {rank} loads values of a later moment"
+
     def test_a_checkpoint_that_cannot_be_written_is_an_error_on_every_rank(self) -> None:
         """A ``CheckpointError``, and no rank that waits for another."""
         for rank, facts in enumerate(self.facts("failing files")):
