@@ -22,6 +22,7 @@ from fabric_core.errors import (
     WrongTypeError,
     listing,
 )
+from fabric_core.places import LocalPlace, Place, place_of
 from fabric_core.sharded.reading import plain
 from fabric_core.wrappers.face import unwrap
 
@@ -31,7 +32,7 @@ OWN_KEY = "__fabric__"
 Filter = Mapping[str, Callable[[str, Any], bool]]
 
 
-def path_and_state(one: Any, other: Any) -> tuple[Path, Any]:
+def path_and_state(one: Any, other: Any) -> tuple[Place, Any]:
     """Tell a path from a state, in either order.
 
     Raises:
@@ -42,22 +43,20 @@ def path_and_state(one: Any, other: Any) -> tuple[Path, Any]:
         raise WrongTypeError(
             f"A path and a state are needed, in either order; got a {type(one).__name__} and a {type(other).__name__}."
         )
-    return checked_path(paths[0]), other if paths[0] is one else one
+    return place_of(paths[0]), other if paths[0] is one else one
 
 
 def checked_path(path: Any) -> Path:
-    """A local path.
+    """A local path, of a folder in which checkpoints are kept.
 
     Raises:
         WrongTypeError: It is no path.
         CheckpointError: It is the address of something remote.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise WrongTypeError(f"The path of a checkpoint is needed, not a {type(path).__name__}.")
-    text = os.fsdecode(path)
-    if "://" in text:
-        raise CheckpointError(f"Only local paths can be written and read, and {text!r} is none.")
-    return Path(text)
+    place = place_of(path)
+    if not isinstance(place, LocalPlace):
+        raise CheckpointError(f"A local path is needed here, and {str(place)!r} is none.")
+    return place.path
 
 
 def collect(state: Any, strategy: Strategy, precision: Precision, keep: Filter | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fabric_backends import collectives
-from fabric_backends.agreement import Agreement
 from fabric_backends.messages import broadcast_object
 from fabric_backends.process_group import Membership, backend_for, join
 from fabric_backends.rendezvous import meet
@@ -58,7 +57,6 @@ class ParallelStrategy(Strategy):
         self._store: Store | None = None
         self._membership: Membership | None = None
         self._barriers = 0
-        self._agreement: Agreement | None = None
         self._keep_long: Callable[[], None] = _nothing
 
     # -- who am I -------------------------------------------------------------------------------------------------
@@ -110,13 +108,6 @@ class ParallelStrategy(Strategy):
                 f"The job has {self.world_size} processes, of which {started} are started. Call fabric.launch() first."
             )
         return meet(self._environment, timeout=self.init_timeout)
-
-    @property
-    def agreement(self) -> Agreement:
-        """How the ranks agree on files. Reading it the first time waits for every rank, as `store` does."""
-        if self._agreement is None:
-            self._agreement = Agreement(self.store, self.global_rank)
-        return self._agreement
 
     def connect(self) -> None:
         """Make the device current and join the process group. Called on every rank, once.

@@ -20,6 +20,9 @@ class Store(Protocol):
     def get(self, key: str, /) -> bytes:
         """Wait for a key and return its value."""
 
+    def check(self, keys: list[str], /) -> bool:
+        """Whether every key is there, without waiting."""
+
     def wait(self, keys: list[str], timeout: timedelta, /) -> None:
         """Wait until every key is there, for at most ``timeout``."""
 

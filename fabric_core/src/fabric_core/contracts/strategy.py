@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fabric_core.contracts.accelerator import Accelerator
+from fabric_core.contracts.agreement import Agreement
 from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.part import Part
@@ -76,6 +77,8 @@ class Strategy(Part):
     surroundings: Surroundings
     """The other parts, the devices and the size of the job. Set by `attach`."""
 
+    _agreement: Agreement | None = None
+
     # -- who am I -------------------------------------------------------------------------------------------------
 
     def attach(self, surroundings: Surroundings) -> None:
@@ -113,6 +116,13 @@ class Strategy(Part):
     def store(self) -> Store | None:
         """A store that all ranks share, there before `connect`; ``None`` when there is one process only."""
         return None
+
+    @property
+    def agreement(self) -> Agreement:
+        """How the ranks agree on files. Reading it the first time waits for every rank, as `store` does."""
+        if self._agreement is None:
+            self._agreement = Agreement(self.store, self.global_rank)
+        return self._agreement
 
     def connect(self) -> None:
         """Make the device current and join the other ranks. Called on every rank, once."""

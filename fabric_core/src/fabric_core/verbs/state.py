@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from fabric_core import checkpoint as checkpoints
 from fabric_core.errors import WrongTypeError
+from fabric_core.places import Place, place_of
 from fabric_core.resuming import loaders_in
 from fabric_core.verbs.life import Life
 
@@ -41,7 +43,7 @@ class State(Life):
         again; collectives are used.
 
         Args:
-            path: Where to.
+            path: Where to: a path, or the address of a store that fsspec reaches (``s3://bucket/run.ckpt``).
             state: A dictionary of models, optimizers, loaders that were set up, objects with ``state_dict``, plain
                 values, and of dictionaries of them.
             filter: For some keys, a function of a name and a value that says which entries of that state to keep.
@@ -60,11 +62,14 @@ class State(Life):
         staged = None if wait else self._saving.stage(partial(self.strategy.stage_checkpoint, collected))
         if staged is not None:
             there = where.absolute()  # the working directory may change meanwhile
-            self._saving.start(str(where), partial(self.strategy.save_checkpoint, there, staged))
+            self._saving.start(str(where), partial(self._write, there, staged))
             return
         if not wait:
             self._warn_of_waiting()
-        self.strategy.save_checkpoint(where, collected)
+        self._write(where, collected)
+
+    def _write(self, where: Place, collected: Mapping[str, Any]) -> None:
+        where.write(self.strategy, lambda path: self.strategy.save_checkpoint(path, collected))
 
     def wait_for_save(self) -> None:
         """Wait until the checkpoint of the last ``save(wait=False)`` is on disk. Called on every rank.
@@ -114,7 +119,8 @@ class State(Life):
         self._require_launched("load")
         self._saving.wait()
         if state is None:
-            whole: dict[str, Any] = self.strategy.plain_value(self._read(path, weights_only))
+            with place_of(path).opened(self.strategy) as local:
+                whole: dict[str, Any] = self.strategy.plain_value(self._read(local, weights_only))
             return whole
         where, what = checkpoints.path_and_state(path, state)
         if not isinstance(what, MutableMapping):
@@ -122,9 +128,10 @@ class State(Life):
                 f"load restores a dictionary of things, not a {type(what).__name__}; for one bare state dict there is "
                 "load_raw(path, obj)."
             )
-        loaded = self.strategy.load_checkpoint(where, weights_only=weights_only)
-        rest = checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
-        plain: dict[str, Any] = self.strategy.plain_value(rest)
+        with where.opened(self.strategy) as local:
+            loaded = self._read(local, weights_only)
+            rest = checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
+            plain: dict[str, Any] = self.strategy.plain_value(rest)
         return plain
 
     def load_raw(
@@ -136,7 +143,8 @@ class State(Life):
         """
         self._require_launched("load_raw")
         self._saving.wait()
-        checkpoints.restore_raw(self._read(path, weights_only), obj, self.strategy, strict)
+        with place_of(path).opened(self.strategy) as local:
+            checkpoints.restore_raw(self._read(local, weights_only), obj, self.strategy, strict)
 
-    def _read(self, path: Any, weights_only: bool) -> dict[str, Any]:
-        return self.strategy.load_checkpoint(checkpoints.checked_path(path), weights_only=weights_only)
+    def _read(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        return self.strategy.load_checkpoint(path, weights_only=weights_only)

@@ -14,13 +14,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fabric_core.background import in_background
+from fabric_core.contracts.store import Store
 from fabric_core.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+__all__ = ["Agreement"]
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.25  # seconds between two looks at the store
 _SHARE = 0.1  # of the time that was waited already, for the next pause
