@@ -187,14 +187,6 @@ def test_states_that_are_no_dictionaries_are_refused(fabric: Fabric, path: Path)
         fabric.load(path, model)
 
 
-@pytest.mark.parametrize("address", ["https://host/x.ckpt", "s3://bucket/x.ckpt", "file:///tmp/x.ckpt"])
-def test_remote_addresses_are_refused(fabric: Fabric, address: str) -> None:
-    with pytest.raises(CheckpointError, match="Only local paths"):
-        fabric.save(address, {})
-    with pytest.raises(CheckpointError, match="Only local paths"):
-        fabric.load(address)
-
-
 def test_the_working_directory_and_missing_folders_are_fine(
     fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
