@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from fabric_core.errors import UnsupportedError as UnsupportedError
     from fabric_core.errors import WrongTypeError as WrongTypeError
     from fabric_core.fabric import Fabric as Fabric
+    from fabric_core.helpers.averaging import ModelAverage as ModelAverage
+    from fabric_core.helpers.early_stopping import EarlyStopping as EarlyStopping
+    from fabric_core.helpers.metrics import Metrics as Metrics
     from fabric_core.hookspecs import hookimpl as hookimpl
     from fabric_core.plan import Choice as Choice
     from fabric_core.plan import Plan as Plan
@@ -97,6 +100,9 @@ _HOME = {
         "WrongTypeError",
     ),
     "fabric": ("Fabric",),
+    "helpers.averaging": ("ModelAverage",),
+    "helpers.early_stopping": ("EarlyStopping",),
+    "helpers.metrics": ("Metrics",),
     "hookspecs": ("hookimpl",),
     "plan": ("Choice", "Plan", "Request"),
     "registry": ("Registry",),

@@ -152,12 +152,15 @@ def restore_raw(checkpoint: Any, obj: Any, strategy: Strategy, strict: bool, nam
 
 
 def _saved(value: Any, strategy: Strategy, places: Mapping[int, Any]) -> Any:
+    value = _opened(value)
     if isinstance(value, nn.Module):
         return strategy.module_state_dict(unwrap(value))
     if isinstance(value, Optimizer):
         return strategy.optimizer_state_dict(unwrap(value))
     if isinstance(value, FabricDataLoader):
         return places[id(value)]
+    if _is_logger(value):
+        return value.state_dict() if _has_state(value) and strategy.global_rank == 0 else {}
     if not _is_container(value):
         if isinstance(value, DataLoader) and not _has_state(value):
             raise WrongTypeError(
@@ -177,7 +180,8 @@ def _missing(state: Mapping[Any, Any], saved: Any, inside: str) -> Iterator[str]
         raise CheckpointError(
             f"The checkpoint holds a {type(saved).__name__} as {name!r}, where the state has a collection."
         )
-    for key, value in state.items():
+    for key, each in state.items():
+        value = _opened(each)
         if key not in saved:
             yield f"{inside}{key}"
         elif _is_container(value):
@@ -188,9 +192,10 @@ def _restore_entries(
     state: Any, saved: dict[Any, Any], inside: str, strategy: Strategy, strict: bool
 ) -> None:
     """Restore every entry of a state, and take it out of the checkpoint."""
-    for key, value in list(_entries(state).items()):
+    for key, each in list(_entries(state).items()):
         if key not in saved:
             continue
+        value = _opened(each)
         name, rest = f"{inside}{key}", saved.pop(key)
         if isinstance(value, nn.Module | Optimizer):
             restore_raw(rest, value, strategy, strict, name)
@@ -201,6 +206,10 @@ def _restore_entries(
             _restore_entries(value, rest, f"{name}.", strategy, strict)
             if rest:
                 saved[key] = rest
+        elif _is_logger(value):
+            plain_state = strategy.plain_value(rest)
+            if _has_state(value) and strategy.global_rank == 0:
+                value.load_state_dict(plain_state)
         elif _has_state(value):
             value.load_state_dict(strategy.plain_value(rest))
         elif isinstance(state, MutableMapping | list):
@@ -209,6 +218,20 @@ def _restore_entries(
             raise WrongTypeError(
                 f"The value {name!r} cannot be replaced inside of a {type(state).__name__}. Use a dictionary or a list."
             )
+
+
+def _opened(value: Any) -> Any:
+    """What an object says that its state consists of, with ``state_parts``; any other value is returned as it is.
+
+    Models in it are then saved and loaded in the way of the strategy, which a ``state_dict`` of their tensors is not.
+    """
+    parts = getattr(type(value), "state_parts", None)
+    return parts(value) if callable(parts) else value
+
+
+def _is_logger(value: Any) -> bool:
+    """Whether something is used on rank 0 only, has its state there, and may have none: loggers need not be ours."""
+    return callable(getattr(type(value), "log_metrics", None))
 
 
 def _entries(value: Any) -> Any:
@@ -225,7 +248,7 @@ def _is_container(value: Any) -> bool:
     if _has_state(value) or not isinstance(value, Mapping | list | tuple):
         return False
     entries = value.values() if isinstance(value, Mapping) else value
-    return any(_has_state(entry) or _is_container(entry) for entry in entries)
+    return any(_has_state(entry) or _is_logger(entry) or _is_container(entry) for entry in entries)
 
 
 def _filtered(key: str, collected: dict[str, Any], wanted: Callable[[str, Any], bool]) -> dict[str, Any]:

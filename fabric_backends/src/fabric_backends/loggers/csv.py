@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fabric_backends.hooks import CSV
-from fabric_backends.loggers.replacing import replacing
+from fabric_backends.loggers.replacing import flush, replacing
 from fabric_backends.loggers.run_folder import RunFolder
 from fabric_backends.loggers.table import STEP, Table
 from fabric_core.contracts.logger import Logger
-from fabric_core.errors import ConfigurationError, OptionsError
+from fabric_core.errors import CheckpointError, ConfigurationError, OptionsError
 
 METRICS_FILE = "metrics.csv"
 HYPERPARAMETERS_FILE = "hparams.json"
@@ -30,6 +30,9 @@ class CSVLogger(Logger):
 
     When the disk fails during a run (full, gone), the training goes on: one warning, the rows are held and written as
     soon as that works again. A folder that cannot be made is an error at once.
+
+    In the state of a checkpoint, it goes on with the same file: the file of a run that was killed and resumed, however
+    often, equals that of a run never killed byte for byte. A logger with another ``version`` begins there.
 
     Args:
         root_dir: The folder of all logs.
@@ -85,12 +88,16 @@ class CSVLogger(Logger):
             metrics = {f"{self._prefix}-{name}": value for name, value in metrics.items()}
         if STEP in metrics:
             step = _agreed_step(metrics, step)
+        table = self._opened()
+        table.add(step, metrics)
+        if table.unsaved >= self._save_at:
+            self.save()
+
+    def _opened(self) -> Table:
         if self._table is None:
             self._table = Table(self.log_dir / METRICS_FILE)
             weakref.finalize(self, self._table.save_at_exit)
-        self._table.add(step, metrics)
-        if self._table.unsaved >= self._save_at:
-            self.save()
+        return self._table
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """Record settings in ``hparams.json``, in addition to those that are there. What JSON cannot hold becomes text.
@@ -118,6 +125,44 @@ class CSVLogger(Logger):
             self._report(error)
         else:
             self._failed, self._save_at = False, self._held_at_most
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's folder and what its table holds; rows that cannot be written are part of it."""
+        table = self._opened()
+        self.save()
+        try:
+            flush(table.path)
+        except OSError as error:
+            self._report(error)
+        return {"version": self.version, "table": table.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on in the folder of the run, and cut its table back to what it was.
+
+        Raises:
+            CheckpointError: The table cannot be written.
+        """
+        if not self._folder.may_be(state["version"]):
+            return
+        if self._table is not None:
+            self._table.forget()
+            self._table = None
+        self._folder.go_on_with(state["version"], (METRICS_FILE, HYPERPARAMETERS_FILE))
+        table = self._opened()
+        try:
+            missing = table.go_back(state["table"])
+        except OSError as error:
+            raise CheckpointError(
+                f"The table {str(table.path)!r} could not be cut back to what it was at the checkpoint: {error}."
+            ) from error
+        if missing:
+            self._warn(
+                f"{missing} row(s) that were logged before the checkpoint are not in {str(table.path)!r}. Was the "
+                "folder moved or emptied? The run goes on without them."
+            )
+        settings, self._hyperparameters = self._hyperparameters, {}
+        if settings:
+            self.log_hyperparams(settings)
 
     def _save_hyperparams(self) -> None:
         if not self._hyperparameters_held:

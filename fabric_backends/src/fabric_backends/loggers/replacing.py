@@ -1,4 +1,4 @@
-"""Writing a file so that a crash or a full disk leaves the old one or the new one, and nothing else."""
+"""Files that a crash or a full disk leaves as they were or as they should be, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Bring what was written to a file to the disk, if it is there.
+
+    Raises:
+        OSError: That fails.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

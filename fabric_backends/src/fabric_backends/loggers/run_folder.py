@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from fabric_core.errors import ConfigurationError
@@ -47,6 +49,23 @@ class RunFolder:
                 ) from error
         return self._path
 
+    def may_be(self, version: str) -> bool:
+        """Whether nobody has asked for another version than the one of this name."""
+        return self._version in (None, version)
+
+    def go_on_with(self, version: str, own: Sequence[str] = ()) -> None:
+        """Make the folder of a run that was resumed the folder of this one.
+
+        Args:
+            version: The name of its folder.
+            own: Patterns of the files of this logger. In a folder that was made for a new run they are deleted, and so
+                is the folder if nothing else is in it.
+        """
+        new, self._path = self._path if self._version is None else None, None
+        self._version = version
+        if new is not None and new != self.path:
+            _remove(new, own)
+
 
 def _named(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
@@ -67,3 +86,13 @@ def _next_free(parent: Path) -> Path:
             number += 1
         else:
             return path
+
+
+def _remove(folder: Path, own: Sequence[str]) -> None:
+    with contextlib.suppress(OSError):  # what is left there harms nobody
+        for pattern in own:
+            for file in folder.rglob(pattern):
+                file.unlink()
+        for inner in sorted((entry for entry in folder.rglob("*") if entry.is_dir()), reverse=True):
+            inner.rmdir()
+        folder.rmdir()

@@ -3,6 +3,10 @@
 [Note: the open row] Metrics of one step may come in several calls. The last row is therefore kept after it was
 written, and is written again, over itself, when more metrics of its step have come. A file that gets new columns is
 written anew beside the old one and put in its place.
+
+[Note: the same bytes] A run that was killed may have written rows, cells and columns after its last checkpoint. The
+checkpoint therefore says how many rows there were, the open one in full, and which columns. A resumed run cuts the file
+back to that, whatever its steps are called, and then writes byte for byte what a run never killed writes.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ class Table:
         self._row_of_step: dict[int, dict[str, Any]] = {}
         self._columns: list[str] = []
         self._final = 0  # bytes of the file that will not change
+        self._final_rows = 0
         self._first_is_saved = False
         if path.exists():
             self._continue()
@@ -74,6 +79,37 @@ class Table:
         else:
             self._append()
         self._keep_open_row()
+
+    def state(self) -> dict[str, Any]:
+        """What is there, as plain values: the columns, how many rows will not change, and the others as texts."""
+        return {
+            "columns": list(self._columns),
+            "rows": self._final_rows,
+            "held": [_as_texts(row) for row in self._rows],
+        }
+
+    def go_back(self, state: Mapping[str, Any]) -> int:
+        """Make the table, and the file, what they were when `state` was asked for; see [Note: the same bytes].
+
+        Returns:
+            How many rows should be in the file, and are not.
+
+        Raises:
+            OSError: The file cannot be written; it is as it was.
+        """
+        columns, rows = state["columns"], list(self._saved_rows())[: state["rows"]]
+        with replacing(self.path) as file:
+            file.write(_header(columns))
+            file.writelines(_lines([{name: row.get(name, "") for name in columns}], columns) for row in rows)
+            final = file.tell()
+        self._columns, self._final, self._final_rows = columns, final, len(rows)
+        self._hold([{**row, STEP: int(row[STEP]) if row[STEP] else None} for row in state["held"]])
+        self.save()
+        return int(state["rows"]) - len(rows)
+
+    def forget(self) -> None:
+        """Forget the rows that are held."""
+        self._hold([])
 
     def save_at_exit(self) -> None:
         """Write what is held, in the process that collected it; a forked copy of it keeps out of the way."""
@@ -113,7 +149,7 @@ class Table:
     def _rewrite(self, columns: list[str]) -> None:
         *closed, last = (_lines([row], columns) for row in self._rows)
         with replacing(self.path) as file:
-            file.write(_lines([{name: name for name in columns}], columns))
+            file.write(_header(columns))
             file.writelines(_lines([row], columns) for row in self._saved_rows())
             file.write(b"".join(closed))
             final = file.tell()
@@ -122,13 +158,15 @@ class Table:
         self._settle(final, last)
 
     def _settle(self, final: int, last: bytes) -> None:
-        self._final = final if self._rows[-1][STEP] is not None else final + len(last)
+        is_open = self._rows[-1][STEP] is not None
+        self._final = final if is_open else final + len(last)
+        self._final_rows += len(self._rows) - is_open
 
     def _saved_rows(self) -> Iterable[dict[str, str]]:
         if not self._columns:
             return []
         with self.path.open("rb") as file:
-            text = file.read(self._final).decode()
+            text = file.read(self._final).decode(errors="surrogateescape")
         return csv.DictReader(io.StringIO(text, newline=""))
 
     def _continue(self) -> None:
@@ -136,16 +174,28 @@ class Table:
         self._final = content.rfind(b"\n") + 1
         if not self._final:
             return
-        text = content[: self._final].decode(errors="replace")
+        text = content[: self._final].decode(errors="surrogateescape")
         self._columns = next(csv.reader(io.StringIO(text, newline="")))
         if self._columns[:1] != [STEP]:
             raise ConfigurationError(
                 f"The file {str(self.path)!r} cannot be continued: its first column is not {STEP!r}, so it is no "
                 "table of this logger. Choose another version, name or root_dir."
             )
+        self._final_rows = sum(1 for _ in self._saved_rows())
+
+
+def _header(columns: list[str]) -> bytes:
+    return _lines([{name: name for name in columns}], columns) if columns else b""
+
+
+def _as_texts(row: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of a row, as they stand in the file."""
+    columns = list(row)
+    text = _lines([row], columns).decode()
+    return dict(zip(columns, next(csv.reader(io.StringIO(text, newline=""))), strict=True))
 
 
 def _lines(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> bytes:
     text = io.StringIO(newline="")
     csv.DictWriter(text, columns, restval="", lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fabric_backends.hooks import TENSORBOARD
+from fabric_backends.loggers.replacing import flush
 from fabric_backends.loggers.run_folder import RunFolder
 from fabric_core.contracts.logger import Logger
-from fabric_core.errors import MissingRequirementError, unknown_option
+from fabric_core.errors import CheckpointError, MissingRequirementError, unknown_option
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 WRITER_OPTIONS = ("filename_suffix", "flush_secs", "max_queue", "purge_step")
 SECONDS_UNTIL_RETRY = 60.0
+EVENT_FILES = "events.out.tfevents."
 
 
 class TensorBoardLogger(Logger):
@@ -29,6 +31,10 @@ class TensorBoardLogger(Logger):
 
     When the disk fails during a run (full, gone), the training goes on: one warning, and another try a minute later.
     What is logged in between is missing, and so may be what was on its way. A folder that cannot be made is an error.
+
+    In the state of a checkpoint, it goes on in the same folder: what a run that was killed wrote after the checkpoint
+    is cut off, and a TensorBoard that is running is told to forget it. Event files in the folder that came after the
+    checkpoint are deleted, whoever wrote them. A logger with another ``version`` begins there.
 
     Args:
         root_dir: The folder of all logs; what ``tensorboard --logdir`` is given.
@@ -65,9 +71,11 @@ class TensorBoardLogger(Logger):
         self._default_hp_metric = default_hp_metric
         self._prefix = prefix
         self._sub_dir = sub_dir
+        self._purge_step = options.pop("purge_step", None)  # told once, and not to every writer that follows
         self._options = options
         self._writer: SummaryWriter | None = None
         self._points: Counter[str] = Counter()
+        self._next_step = 0
         self._retry_at = 0.0
         self._missing = 0
 
@@ -101,7 +109,8 @@ class TensorBoardLogger(Logger):
                     f"TensorBoardLogger needs the package tensorboard, which cannot be imported: {error}. "
                     "Install it: pip install tensorboard"
                 ) from error
-            self._writer = SummaryWriter(str(self.log_dir), **self._options)
+            self._writer = SummaryWriter(str(self.log_dir), purge_step=self._purge_step, **self._options)
+            self._purge_step = None
             weakref.finalize(self, _close_at_exit, self._writer, os.getpid())
         return self._writer
 
@@ -111,8 +120,10 @@ class TensorBoardLogger(Logger):
         def write(writer: Any) -> None:
             for name, value in metrics.items():
                 tag = f"{self._prefix}-{name}" if self._prefix else name
-                writer.add_scalar(tag, value, self._points[tag] if step is None else step)
+                at = self._points[tag] if step is None else step
+                writer.add_scalar(tag, value, at)
                 self._points[tag] += step is None
+                self._next_step = max(self._next_step, at + 1)
 
         self._try(write, len(metrics))
 
@@ -142,6 +153,70 @@ class TensorBoardLogger(Logger):
         """Wait until everything is on disk."""
         if self._writer is not None:
             self._try(lambda writer: writer.flush(), 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's folder, how long its event files are, and where counting goes on."""
+        if self._writer is not None:
+            self._try(self._flush, 0)
+        is_known = (
+            not self._retry_at and self.log_dir.is_dir()
+        )  # what a disk that fails shows is not what there is
+        return {
+            "version": self.version,
+            "files": {path.name: path.stat().st_size for path in self._event_files()} if is_known else None,
+            "points": dict(self._points),
+            "next_step": self._next_step,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on in the folder of the run, and cut its event files back to what they were.
+
+        Raises:
+            CheckpointError: They cannot be written.
+        """
+        if not self._folder.may_be(state["version"]):
+            return
+        if self._writer is not None:
+            _close_quietly(self._writer)
+            self._writer = None
+        self._folder.go_on_with(state["version"], (f"{EVENT_FILES}*",))
+        self._points, self._next_step = Counter(state["points"]), state["next_step"]
+        self._purge_step = self._next_step or None
+        try:
+            missing = [] if state["files"] is None else self._cut(state["files"])
+        except OSError as error:
+            raise CheckpointError(
+                f"The event files in {str(self.log_dir)!r} could not be cut back to what they were at the checkpoint: "
+                f"{error}."
+            ) from error
+        _wait_for_the_next_second(self._event_files())
+        if missing:
+            warnings.warn(
+                f"Event files that were written before the checkpoint are not in {str(self.log_dir)!r}, or are shorter "
+                f"than they were: {', '.join(missing)}. Was the folder moved or emptied? The run goes on without them.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _flush(self, writer: Any) -> None:
+        writer.flush()
+        for path in self._event_files():
+            flush(path)
+
+    def _cut(self, sizes: Mapping[str, int]) -> list[str]:
+        """Make event files what they were; the names of those that have less than that."""
+        found = {path.name: path for path in self._event_files()}
+        for name, path in found.items():
+            if name not in sizes:
+                path.unlink()
+            elif path.stat().st_size > sizes[name]:
+                os.truncate(path, sizes[name])
+        return [
+            name for name, size in sizes.items() if name not in found or found[name].stat().st_size < size
+        ]
+
+    def _event_files(self) -> list[Path]:
+        return sorted(self.log_dir.glob(f"{EVENT_FILES}*"))
 
     def finalize(self, status: str) -> None:
         """Write everything, close the files, and say so when something is missing."""
@@ -197,6 +272,13 @@ def _flat(params: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{name}/")
         else:
             yield name, value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _wait_for_the_next_second(files: list[Path]) -> None:
+    """Let the next event file sort after those that are there: names begin with the second in which they were made."""
+    made = [int(path.name.removeprefix(EVENT_FILES).partition(".")[0]) for path in files]
+    while 0 <= max(made, default=0) - int(time.time()) < 2:  # not for a clock that was wrong
+        time.sleep(0.05)
 
 
 def _close_at_exit(writer: SummaryWriter, process: int) -> None:

@@ -178,7 +178,8 @@ def _averaged(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        torch._foreach_copy_(values, own)
+        if own:
+            torch._foreach_copy_(values, own)
 
 
 def _whole(option: str, value: Any, least: int) -> int:

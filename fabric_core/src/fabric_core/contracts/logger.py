@@ -37,6 +37,29 @@ class Logger(Part):
     def save(self) -> None:
         """Write what is held back. Called by ``Fabric.close``."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, so that another process goes on there. Called by ``Fabric.save`` for a logger in the state.
+
+        What is held back is on disk, or in what is returned, when this returns: the run may be killed right after it.
+        By default everything is written, and nothing is returned: a resumed run logs again what a run that was killed
+        had logged after its last checkpoint.
+
+        Returns:
+            Plain values: which run it is, and what it has recorded so far.
+        """
+        self.save()
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run that `state_dict` was asked for. Called by ``Fabric.load`` for a logger in the state.
+
+        What was recorded after that is dropped, and so is what this logger has recorded before it is called: the
+        resumed run logs it again.
+
+        Args:
+            state: What `state_dict` returned, of this class.
+        """
+
     def finalize(self, status: str) -> None:
         """End the run. Called once, by ``Fabric.close``.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
+import pickle
 import threading
 import time
 import warnings
@@ -14,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fabric_core import Fabric
+from fabric_core import Fabric, Logger
 from fabric_core.testing.conformance import PartConformance
 from fabric_core.testing.needs import need_plan
 from fabric_core.testing.ranks import on_ranks
@@ -211,6 +213,42 @@ class LoggerConformance(PartConformance):
         assert len(while_training) <= 1, f"a dead sink is reported again and again: {while_training[:3]}"
         assert caught, "the sink is dead, metrics are lost, and nobody is told"
 
+    # -- a checkpoint ---------------------------------------------------------------------------------------------
+
+    def test_a_run_that_was_killed_goes_on_where_its_checkpoint_was(self, tmp_path: Path) -> None:
+        """Nothing from before the checkpoint is lost; what came after it is logged again, and arrives once."""
+        killed = self._that_keeps_state(tmp_path)
+        for name, value in _of_step(0):
+            killed.log_metrics({name: value}, step=0)
+        killed.log_metrics({"loss": 0.5}, step=1)
+        state = _from_file(killed.state_dict())
+        for step in (1, 2, 3):
+            killed.log_metrics({"loss": -1.0, "too_early": 1.0}, step=step)
+        killed.save()  # as far as a run may come
+        resumed = self._that_keeps_state(tmp_path)
+        resumed.load_state_dict(state)
+        resumed.log_metrics({"loss": 0.25}, step=2)
+        again = _from_file(resumed.state_dict())
+        resumed.log_metrics({"loss": -2.0}, step=3)
+        resumed.save()
+        last = self._that_keeps_state(tmp_path)
+        last.load_state_dict(again)
+        last.log_metrics({"loss": 0.125}, step=3)
+        self._end(last)
+        given = [(name, value, 0) for name, value in _of_step(0)]
+        self._compare(tmp_path, [*given, *(("loss", 1 / 2**step, step) for step in (1, 2, 3))])
+
+    def test_what_is_held_back_survives_a_kill_right_after_the_checkpoint(self, tmp_path: Path) -> None:
+        """It is on disk when the state is returned, or part of it."""
+        killed = self._that_keeps_state(tmp_path)
+        killed.log_metrics({"loss": 0.5}, step=0)
+        state = _from_file(killed.state_dict())
+        resumed = self._that_keeps_state(tmp_path)
+        resumed.load_state_dict(state)
+        resumed.log_metrics({"loss": 0.25}, step=1)
+        self._end(resumed)
+        self._compare(tmp_path, [("loss", 0.5, 0), ("loss", 0.25, 1)])
+
     # -- ranks ----------------------------------------------------------------------------------------------------
 
     def test_of_two_processes_only_rank_zero_writes(self, tmp_path: Path) -> None:
@@ -224,6 +262,7 @@ class LoggerConformance(PartConformance):
             "logger": (self.kind, self.name),
             "options": [{**self.options, **self._plain(folder)} for folder in folders],
             "fabric": {"accelerator": "cpu", "devices": 2},
+            "checkpoint": str(tmp_path / "run.ckpt"),
         }
         on_ranks("fabric_core.testing.programs.logging_loop", arguments)
         self._compare(folders[0], [("loss", 0.5, 0), ("loss", 0.25, 1), ("rank", 0.0, 1)])
@@ -234,6 +273,12 @@ class LoggerConformance(PartConformance):
     def _made(self, folder: Path) -> Any:
         folder.mkdir(exist_ok=True)
         return self.make(**self.options_for(folder))
+
+    def _that_keeps_state(self, folder: Path) -> Any:
+        logger = self._made(folder)
+        if type(logger).load_state_dict is Logger.load_state_dict:
+            pytest.skip("the logger keeps no state: a resumed run logs again what came after its checkpoint")
+        return logger
 
     def _end(self, logger: Any, status: str = "success") -> None:
         """What ``Fabric.close`` does."""
@@ -259,6 +304,18 @@ class LoggerConformance(PartConformance):
             arrived = found[name, step]
             same = arrived == pytest.approx(value, rel=self.relative_error, abs=0, nan_ok=True)
             assert same, f"{name} at step {step} was {value} and arrives as {arrived}"
+
+
+def _from_file(state: dict[str, Any]) -> dict[str, Any]:
+    """A state as it comes out of a checkpoint, which holds plain values only."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    try:
+        read: dict[str, Any] = torch.load(file, weights_only=True)
+    except pickle.UnpicklingError as error:
+        pytest.fail(f"the state holds more than plain values, and could not be loaded: {error}")
+    return read
 
 
 def _of_step(step: int) -> list[tuple[str, float]]:

@@ -6,11 +6,11 @@ from typing import Any
 
 
 def main(arguments: dict[str, Any]) -> int:
-    """Log a number, a tensor, and the rank.
+    """Log a number, a tensor, and the rank; save and load a checkpoint in between.
 
     Args:
         arguments: ``fabric``: arguments of ``Fabric``; ``logger``: its kind and name; ``options``: with which it is
-            made, by rank.
+            made, by rank; ``checkpoint``: a path.
     """
     import os
 
@@ -25,6 +25,9 @@ def main(arguments: dict[str, Any]) -> int:
     with Fabric(**arguments["fabric"], loggers=[logger]) as fabric:
         fabric.launch()
         fabric.log("loss", 0.5, step=0)
+        state = {"loggers": fabric.loggers}
+        fabric.save(arguments["checkpoint"], state)
+        fabric.load(arguments["checkpoint"], state)
         fabric.log_dict({"loss": torch.tensor(0.25), "rank": fabric.global_rank}, step=1)
         fabric.barrier()
         return int(fabric.global_rank)
