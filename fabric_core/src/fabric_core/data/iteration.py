@@ -67,14 +67,15 @@ class Iteration:
         turn: The number of that batch among those of all loops, from 1; 0 before the first.
         marks: For each batch that was fetched and not handed out yet: what ``mark`` gave before it was fetched.
         order: Of its samples.
+        ended: Whether looking ahead has come to the end.
     """
 
     __slots__ = (
         "_ahead",
-        "_ended",
         "_mark",
         "_raw",
         "_total",
+        "ended",
         "epoch",
         "loader",
         "marks",
@@ -102,7 +103,7 @@ class Iteration:
         self._mark = mark
         self._raw: Iterator[Any] | None = None
         self._ahead: deque[Any] = deque()
-        self._ended = False
+        self.ended = False
         self._total = total
 
     def run(
@@ -154,12 +155,12 @@ class Iteration:
         total = self._length()
         if total is not None:
             return max(0, min(at_most, total - self.position - 1))
-        while self._raw is not None and len(self._ahead) < at_most and not self._ended:
+        while self._raw is not None and len(self._ahead) < at_most and not self.ended:
             mark = self._mark()
             try:
                 self.keep([next(self._raw)], [mark])
             except StopIteration:
-                self._ended = True
+                self.ended = True
         return min(at_most, len(self._ahead))
 
     def keep(self, batches: Iterable[Any], marks: Iterable[Any]) -> None:

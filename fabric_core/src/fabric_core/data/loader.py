@@ -216,11 +216,11 @@ class FabricDataLoader(_Base):
         own = self._fabric
         loop = own.tracker.of(self)
         if loop is not None:
-            return loop.order, place.state_of(self, loop.order, loop.position + 1, loop.marks)
+            return loop.order, place.state_of(self, loop.order, loop.position + 1, loop.marks, loop.ended)
         batches, order = own.batches() if own.batches else None, own.order
         if order is None or batches is None or inspect.getgeneratorstate(batches) != inspect.GEN_CREATED:
             return None, None
-        return order, order.resumed or place.state_of(self, order, 0, ())
+        return order, order.resumed or place.state_of(self, order)
 
     # -- a loop begins ------------------------------------------------------------------------------------------------
 

@@ -193,7 +193,13 @@ def _length(order: Order, source: Any, drop_last: bool) -> int | None:
     return order.before + (mine // size if drop_last else -(-mine // size))
 
 
-def state_of(loader: DataLoader[Any], order: Order, batches: int, marks: Sequence[Mark]) -> dict[str, Any]:
+def state_of(
+    loader: DataLoader[Any],
+    order: Order,
+    batches: int = 0,
+    marks: Sequence[Mark] = (),
+    ended: bool = False,
+) -> dict[str, Any]:
     """Where a loop stands: what `put` and `go_on` take.
 
     Args:
@@ -201,9 +207,11 @@ def state_of(loader: DataLoader[Any], order: Order, batches: int, marks: Sequenc
         order: Of its samples.
         batches: How many its body was given.
         marks: For each batch that was fetched since.
+        ended: Whether it is known that no others follow.
     """
     return {
         **order.state_dict(batches),
+        "ended": ended,
         "marks": [mark.state_dict() for mark in marks],
         "stream": marks[0].stream if marks else stream_of(loader),
     }
@@ -227,13 +235,16 @@ def go_on(raw: Iterator[Any], loop: Iteration, state: dict[str, Any]) -> Iterato
             if mark.streams is not None:
                 mark.streams.restore(generators)
             batches.append(next(raw))
-    batches = batches or list(itertools.islice(raw, 1))
+    loop.ended = state["ended"]
+    if not (batches or loop.ended):
+        batches = list(itertools.islice(raw, 1))
     if not order.passed_over and batches and state["batches"]:
         _read_again(raw, loop, state["batches"] - 1)
         batches = list(itertools.islice(raw, 1))
     loop.keep(batches[1:], marks[1:])
     yield from batches[:1]
-    yield from raw
+    if not loop.ended:
+        yield from raw
 
 
 def _read_again(raw: Iterator[Any], loop: Iteration, batches: int) -> None:

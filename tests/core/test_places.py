@@ -1,0 +1,371 @@
+"""Where loaders stand when a checkpoint is saved, however they are read, and what they refuse to go on from."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from fabric_core import CheckpointError, ConfigurationError, Fabric, WrongTypeError
+from fabric_core.data.iteration import LoaderTracker
+from fabric_core.data.loader import wrap_loader
+from fabric_core.data.seed import seeded_rng
+from fabric_core.data.streams import Streams
+
+pytestmark = [
+    pytest.mark.usefixtures("core_alone"),
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # StatefulDataLoader calls it
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_random_numbers() -> Iterator[None]:
+    with seeded_rng(0):
+        yield
+
+
+@pytest.fixture
+def fabric() -> Iterator[Fabric]:
+    with Fabric(accelerator="cpu") as fabric:
+        yield fabric
+
+
+def wrap(loader: Any, **options: Any) -> Any:
+    defaults: dict[str, Any] = {"num_replicas": 1, "rank": 0, "seed": 0, "shard": True, "seed_workers": None}
+    return wrap_loader(loader, device=None, tracker=LoaderTracker(), **{**defaults, **options})
+
+
+def seed(number: int) -> None:
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def listed(batches: Any) -> list[Any]:
+    return [torch.as_tensor(batch).reshape(-1).tolist() for batch in batches]
+
+
+class Noisy(Dataset):
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor([index, random.random(), float(np.random.rand()), float(torch.rand(1))])
+
+
+class Unsized(Sampler):
+    def __init__(self, size: int = 12) -> None:
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.size).tolist())
+
+
+class Stream(IterableDataset):
+    """Nobody can say where it stands."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for index in range(12):
+            self.reads += 1
+            yield torch.tensor([float(index), random.random(), float(torch.rand(1))])
+
+
+class Stateful(IterableDataset):
+    """Knows where it stands."""
+
+    def __init__(self) -> None:
+        self.at = self.reads = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while self.at < 12:
+            self.at += 1
+            self.reads += 1
+            yield torch.tensor([float(self.at), float(torch.rand(1))])
+        self.at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+# -- loops of all kinds --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ask", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["unsized", "stateful data set", "stateful loader"])
+def test_what_was_fetched_early_is_fetched_again_with_its_own_random_numbers(kind: str, ask: int) -> None:
+    def make() -> Any:
+        if kind == "unsized":
+            return wrap(DataLoader(Noisy(), batch_sampler=BatchSampler(Unsized(), 2, False)))
+        maker = DataLoader if kind == "stateful data set" else StatefulDataLoader
+        return wrap(maker(Stateful(), batch_size=2))
+
+    def loop(loader: Any, stop: int | None = None) -> tuple[list[Any], Any, Any]:
+        given = []
+        for number, batch in enumerate(loader, 1):
+            if ask:
+                loader._fabric.tracker.current.remaining(ask)
+            given.append([*batch.flatten().tolist(), float(torch.rand(1)), random.random()])
+            if number == stop:
+                return given, loader.state_dict(), Streams.capture()
+        return given, None, None
+
+    seed(4)
+    whole, *_ = loop(make())
+    assert len(whole) == 6
+    for stop in (1, 4, 6):
+        seed(4)
+        _, state, streams = loop(make(), stop)
+        seed(99)
+        loader = make()
+        loader.load_state_dict(state)
+        streams.restore()
+        begun = iter(loader)
+        state, streams = loader.state_dict(), Streams.capture()  # saved once more before anything is asked
+        del begun
+        loader = make()
+        loader.load_state_dict(state)
+        streams.restore()
+        assert loop(loader)[0] == whole[stop:]
+        if kind != "unsized":
+            assert loader.dataset.reads == 2 * (6 - stop)
+
+
+def test_two_loaders_that_are_read_in_turn_keep_their_own_places(fabric: Fabric, tmp_path: Path) -> None:
+    def run(fabric: Fabric, resume: bool) -> list[Any]:
+        data = TensorDataset(torch.arange(20))
+        real, fake, seldom = fabric.setup_dataloaders(
+            *(DataLoader(data, batch_size=size, shuffle=True) for size in (4, 2, 3))
+        )
+        state = {"loaders": [real, fake], "seldom": seldom}
+        slow = iter(seldom)
+        given = []
+        if resume:
+            fabric.load(tmp_path / "x", state)
+            slow = iter(seldom)
+        else:
+            next(slow)
+        for turn, ((one,), (other,)) in enumerate(zip(real, fake, strict=False)):
+            if turn == 1 and not resume:
+                next(slow)
+            given.append((one.tolist(), other.tolist(), torch.rand(1).item()))
+            if turn == 2 and not resume:
+                fabric.save(tmp_path / "x", state)
+        return [*given, *listed(rest for (rest,) in slow), *listed(rest for (rest,) in fake)]
+
+    torch.manual_seed(8)
+    whole = run(fabric, resume=False)
+    torch.manual_seed(9)
+    rest = run(fabric, resume=True)
+    assert len(rest) == len(whole) - 3
+    assert rest == whole[3:]
+
+
+def test_an_evaluation_inside_of_the_training_keeps_counting_its_epochs(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    def run(resume: bool) -> list[Any]:
+        train, check = fabric.setup_dataloaders(
+            DataLoader(range(9), batch_size=3, shuffle=True), DataLoader(range(4), batch_size=2, shuffle=True)
+        )
+        state = {"train": train, "check": check}
+        if resume:
+            fabric.load(tmp_path / "x", state)
+        given = []
+        for _ in range(train.epoch, 3):
+            for batch in train:
+                given.append((train.epoch, train.position, check.epoch, batch.tolist(), listed(check)))
+                if (train.epoch, train.position) == (1, 1) and not resume:
+                    fabric.save(tmp_path / "x", state)
+        return given
+
+    torch.manual_seed(1)
+    whole = run(resume=False)
+    torch.manual_seed(2)
+    assert run(resume=True) == whole[5:]
+
+
+def test_the_last_batch_leaves_an_empty_loop_and_a_save_after_it_the_next_epoch(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    loader = fabric.setup_dataloaders(DataLoader(range(4), batch_size=2))
+    for _ in loader:
+        if loader.is_last_batch:
+            fabric.save(tmp_path / "inside", {"loader": loader})
+    fabric.save(tmp_path / "after", {"loader": loader})
+    for name, epoch, batches in (("inside", 0, 0), ("after", 1, 2)):
+        again = fabric.setup_dataloaders(DataLoader(range(4), batch_size=2))
+        fabric.load(tmp_path / name, {"loader": again})
+        assert (again.epoch, again.position) == (epoch, -1)
+        assert len(list(again)) == batches
+        assert again.epoch == epoch + 1
+        assert len(list(again)) == 2
+
+
+def test_another_epoch_that_is_chosen_begins_at_its_beginning() -> None:
+    loader = wrap(DataLoader(range(4)))
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    del batches
+    for epoch, count in ((0, 3), (5, 4)):
+        loader.load_state_dict(state)
+        loader.set_epoch(epoch)
+        assert loader.epoch == epoch
+        assert len(list(loader)) == count
+
+
+def test_going_back_while_persistent_workers_run_starts_new_ones() -> None:
+    loader = wrap(DataLoader(range(8), batch_size=2, num_workers=1, persistent_workers=True, shuffle=True))
+    given: list[Any] = []
+    for number, batch in enumerate(loader):
+        given.append(batch.tolist())
+        if number == 1:
+            state = loader.state_dict()
+    loader.load_state_dict(state)
+    assert listed(loader) == given[2:]
+    assert sorted(itertools.chain(*listed(loader))) == list(range(8))
+
+
+# -- streams -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_that_knows_nothing_of_its_place_is_read_again_and_says_so(workers: int) -> None:
+    def make() -> Any:
+        return wrap(DataLoader(Stream(), batch_size=3, num_workers=workers), seed_workers=True)
+
+    seed(3)
+    whole = listed(make())
+    seed(3)
+    loader = make()
+    batches = iter(loader)
+    next(batches), next(batches)
+    state, streams = loader.state_dict(), Streams.capture()
+    del batches
+    loader = make()
+    loader.load_state_dict(state)
+    torch.manual_seed(77)
+    streams.restore()
+    with pytest.warns(UserWarning, match="goes on after 2 batches, which are read again"):
+        assert listed(loader) == whole[2:]
+
+
+def test_a_loader_that_does_not_use_its_sampler_is_read_again() -> None:
+    class Own(DataLoader):
+        def __iter__(self) -> Iterator[Any]:
+            return iter([[1], [2], [3]])
+
+    loader = wrap(Own(range(3)))
+    batches = iter(loader)
+    next(batches), next(batches)
+    state = loader.state_dict()
+    del batches
+    loader.load_state_dict(state)
+    with pytest.warns(UserWarning, match="read again"):
+        assert list(loader) == [[3]]
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_a_loader_that_was_not_set_up_is_refused(fabric: Fabric, tmp_path: Path) -> None:
+    with pytest.raises(WrongTypeError, match="setup_dataloaders"):
+        fabric.save(tmp_path / "x", {"loader": DataLoader(range(3)), "model": nn.Linear(1, 1)})
+
+
+def test_other_data_in_the_middle_of_an_epoch_is_refused_and_taken_between_two() -> None:
+    loader = wrap(DataLoader(range(4)))
+    list(loader)
+    between = loader.state_dict()
+    batches = iter(loader)
+    next(batches)
+    other = wrap(DataLoader(range(5)))
+    with pytest.raises(CheckpointError, match=r"epoch of 4 samples.*has 5"):
+        other.load_state_dict(loader.state_dict())
+    other.load_state_dict(between)
+    assert (other.epoch, len(list(other))) == (1, 5)
+
+
+def test_other_batches_go_on_with_the_samples_and_other_kinds_of_batches_are_refused() -> None:
+    loader = wrap(DataLoader(range(12), batch_size=2))
+    batches = iter(loader)
+    next(batches), next(batches)
+    state = loader.state_dict()
+    larger = wrap(DataLoader(range(12), batch_size=4))
+    larger.load_state_dict(state)
+    assert listed(larger) == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    own = wrap(DataLoader(range(12), batch_sampler=[[0], [1]]))
+    own.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="batch sampler"):
+        iter(own)
+
+
+def test_what_is_no_place_is_refused(fabric: Fabric, tmp_path: Path) -> None:
+    loader = fabric.setup_dataloaders(DataLoader(range(3)))
+    fabric.save(tmp_path / "x", {"loader": 5, "model": nn.Linear(1, 1)})
+    with pytest.raises(CheckpointError, match="not saved with a loader"):
+        fabric.load(tmp_path / "x", {"loader": loader})
+    with pytest.raises(CheckpointError, match="state_dict"):
+        loader.load_state_dict({"x": 1})
+
+
+def test_batches_without_an_order_have_no_place() -> None:
+    loader = wrap(DataLoader(range(3), num_workers=1, in_order=False))
+    loader.state_dict()
+    for _ in loader:
+        with pytest.raises(ConfigurationError, match="in_order"):
+            loader.state_dict()
+
+
+def test_a_running_loop_that_is_not_in_the_state_is_named(fabric: Fabric, tmp_path: Path) -> None:
+    one, other = fabric.setup_dataloaders(DataLoader(range(3)), DataLoader(range(3)))
+    for _ in zip(one, other, strict=True):
+        with pytest.warns(UserWarning, match="loop over a DataLoader that is not in its state"):
+            fabric.save(tmp_path / "x", {"loader": one})
+        fabric.save(tmp_path / "x", {"loaders": [one, other]})
+        break
+
+
+def test_a_save_within_a_window_of_accumulation_is_warned_of(fabric: Fabric, tmp_path: Path) -> None:
+    model, optimizer = fabric.setup(linear := nn.Linear(1, 1), torch.optim.SGD(linear.parameters(), lr=0.1))
+    loader = fabric.setup_dataloaders(DataLoader(torch.ones(4, 1)))
+    state = {"model": model, "loader": loader}
+    for number, batch in enumerate(loader):
+        with fabric.accumulate(model, every=2) as window:
+            fabric.backward(model(batch).sum())
+            optimizer.step()
+            optimizer.zero_grad()
+        if number % 2 == 0:
+            with pytest.warns(UserWarning, match="in the middle of a window"):
+                fabric.save(tmp_path / "x", state)
+        else:
+            assert window.is_full
+            fabric.save(tmp_path / "x", state)
+        fabric.save(tmp_path / "y", {"model": model})
+
+
+def test_without_a_loader_in_the_state_no_random_number_is_touched(fabric: Fabric, tmp_path: Path) -> None:
+    loader = fabric.setup_dataloaders(DataLoader(range(3)))
+    model = nn.Linear(1, 1)
+    fabric.save(tmp_path / "x", {"loader": loader, "model": model})
+    drawn = torch.rand(1)
+    rest = fabric.load(tmp_path / "x", {"model": model})
+    assert torch.rand(1) != drawn
+    assert rest["loader"][0]["epoch"] == 0
+    fabric.load(tmp_path / "x", {"loader": loader})
+    assert torch.rand(1) == drawn
