@@ -44,9 +44,8 @@ def train(fabric: Any, folder: Path, crash_at: int = -1, wait_at: int = -1) -> N
     model, optimizer, inputs, targets = make()
     model, optimizer = fabric.setup(model, optimizer)
     state: dict[str, Any] = {"model": model, "optimizer": optimizer, "step": 0}
-    checkpoint = folder / "last.ckpt"
-    if checkpoint.exists():
-        fabric.load(checkpoint, state)
+    checkpoints = fabric.checkpoints(folder / "checkpoints", keep=2)
+    checkpoints.resume(state)
     began, rank, world = state["step"], fabric.global_rank, fabric.world_size
     for step in range(began, STEPS):
         if step == crash_at and began == 0 and rank == world - 1:
@@ -56,7 +55,7 @@ def train(fabric: Any, folder: Path, crash_at: int = -1, wait_at: int = -1) -> N
         optimizer.step()
         optimizer.zero_grad()
         state["step"] = step + 1
-        fabric.save(checkpoint, state)
+        checkpoints.save(state, step + 1)
         if step == wait_at and began == 0:
             (folder / f"waiting-{rank}").touch()
             if must_stop(fabric):
