@@ -31,7 +31,7 @@ from fabric_core.data.sharding import (
     twin_of,
 )
 from fabric_core.data.streams import Streams
-from fabric_core.data.workers import SeededDataset, WorkerInit
+from fabric_core.data.workers import SeededDataset, WorkerInit, keeping_garbage
 from fabric_core.errors import ConfigurationError, WrongTypeError
 from fabric_core.wrappers.face import Face, put_on, unwrap
 
@@ -314,7 +314,7 @@ class FabricDataLoader(_Base):
         own, order = self._fabric, self._fabric.order
         if order is None:  # somebody else called
             return super()._get_iterator()
-        with self._lent_to_workers(order) as numbered, order.creation():
+        with self._lent_to_workers(order) as numbered, order.creation(), keeping_garbage():
             if not isinstance(self.dataset, IterableDataset):
                 sampler, itself = own.dealer[0] if own.dealer else self._index_sampler, weakref.ref(own)
                 own.indices = Indices(sampler, lambda: _order_of(itself), numbered=numbered)

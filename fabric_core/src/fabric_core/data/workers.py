@@ -7,8 +7,10 @@ order of the epoch. The number travels with the indices, since a sampler may yie
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -101,6 +103,22 @@ class WorkerInit:
             object.__setattr__(info, "dataset", info.dataset.inner)  # past its own, which refuses
         if self.users is not None:
             self.users(worker_id)
+
+
+@contextmanager
+def keeping_garbage() -> Iterator[None]:
+    """Let the workers that are forked in this block never collect what is garbage in this process.
+
+    Among it may be a process group that was left. Its destructor waits for threads, which do not exist in a copy.
+    """
+    if gc.get_freeze_count():  # the user's own, which unfreezing would undo
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _without_lost_connections(
