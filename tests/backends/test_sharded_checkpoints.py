@@ -9,6 +9,8 @@ import pytest
 import torch
 from sharded_task import adam, seeded
 
+pytestmark = pytest.mark.timeout(300)
+
 PROGRAM = f"""
 sys.path.insert(0, {str(Path(__file__).parent / "programs")!r})
 from sharded_task import *
@@ -86,7 +88,7 @@ READING = """
 read = {}
 for name, writer in ((name, writer) for name in WRITERS for writer in WRITERS[name]):
     path = f"{name}-{writer}"
-    for strategy in ("fsdp", "ddp"):
+    for strategy in ("fsdp", "ddp") if world == 2 else ("fsdp",):
         fabric, state = everything(strategy, seed=1, **(BLOCKS if writer == 2 and strategy == "fsdp" else {}))
         rest = fabric.load(path, state)
         read[path, strategy] = look(state), state["nested"], state["object"].state, rest
@@ -131,7 +133,7 @@ class Runs:
     def _run(self, text: str, world: int) -> Any:
         if (text, world) not in self._answers:
             text_with = PROGRAM + text.replace("WRITERS", repr(WRITERS))
-            self._answers[text, world] = self.programs.answers_of(text_with, world, timeout=110)
+            self._answers[text, world] = self.programs.answers_of(text_with, world, timeout=280)
         return self._answers[text, world]
 
     def written(self, world: int) -> Any:
@@ -163,7 +165,7 @@ def test_a_checkpoint_comes_back_bit_by_bit_on_any_number_of_processes(
 ) -> None:
     expected = runs.written(writer)[0][name]
     for rank, found in enumerate(runs.read(reader)):
-        for strategy in ("fsdp", "ddp"):
+        for strategy in ("fsdp", "ddp") if reader == 2 else ("fsdp",):
             state, nested, theirs, rest = found[f"{name}-{writer}", strategy]
             assert trees_differ(state, expected) == [], (rank, strategy)
             assert nested == {"step": 3, "names": ["a", "b"]}
@@ -366,7 +368,7 @@ fabric.close()
 
 @pytest.fixture(scope="module")
 def handling(shared_programs: Any) -> list[dict[str, Any]]:
-    return shared_programs.answers_of(PROGRAM + HANDLING, timeout=110)
+    return shared_programs.answers_of(PROGRAM + HANDLING, timeout=280)
 
 
 def test_a_checkpoint_takes_the_place_of_what_was_there_and_leaves_nothing_beside(

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "step.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPT = BENCHMARKS / "step.py"
 MOST_CALLS_MORE = {"32-true": 12, "bf16-mixed": 26}
 
 
@@ -18,3 +19,10 @@ def test_a_step_calls_few_functions_more_than_a_plain_one() -> None:
     calls = {(precision, loop): int(number) for precision, loop, number in rows}
     for precision, most in MOST_CALLS_MORE.items():
         assert calls[precision, "fabric"] - calls[precision, "plain"] <= most, printed
+
+
+def test_checkpoints_are_measured_beside_pytorchs_own() -> None:
+    command = [sys.executable, "-W", "error", str(BENCHMARKS / "checkpoints.py"), "--mb=1", "--rounds=1"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True).stdout
+    rows = re.findall(r"^\| ([12]) \| (save|load) \| (.+) \| \d+ \| [\d.]+ \|$", printed, re.MULTILINE)
+    assert len(rows) == 2 * 4 + 2 * 2, printed

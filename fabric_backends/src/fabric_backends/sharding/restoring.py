@@ -14,19 +14,21 @@ from fabric_backends.sharding.tensors import box_of, is_sharded, local_part, sha
 from fabric_core.sharded.reading import StoredTensor
 
 
-def fitting(value: Any, like: Any) -> Any:
+def fitting(value: Any, like: Any, in_place: bool = False) -> Any:
     """A saved value in the form of what it is for.
 
     Args:
         value: A tensor, one that lies in a folder, or anything else, which is left as it is.
         like: A tensor. When it is sharded and of the same shape, only the part of this rank is read.
+        in_place: Read into ``like`` itself, if it can be, and return it.
     """
     fits = is_sharded(like) and value.shape == like.shape if _is_tensor(value) else False
     if not isinstance(value, StoredTensor):
         return sharded_like(value, like) if fits and not is_sharded(value) else value
     if not fits:
         return value.read()
-    part = torch.empty_like(like, dtype=value.dtype, requires_grad=False)
+    in_place = in_place and like.dtype == value.dtype
+    part = like if in_place else torch.empty_like(like, dtype=value.dtype, requires_grad=False)
     target = local_part(part)
     if target.numel():
         value.read_into([(box_of(like), target)])
@@ -36,16 +38,22 @@ def fitting(value: Any, like: Any) -> Any:
 def module_state_for(module: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state of a module, in the form that its ``load_state_dict`` takes. Called on every rank.
 
-    What the module does not have, or has in another shape, is not read, but there for it to complain of.
+    What the module does not have, or has in another shape, is not read, but there for it to complain of. Where there is
+    nothing to complain of, shards are read into their place, so that no memory is needed for a second model.
     """
-    own = module.state_dict()
+    own = module.state_dict(keep_vars=True)
+    fits = own.keys() == state.keys() and all(
+        getattr(own[name], "shape", None) == value.shape
+        for name, value in state.items()
+        if isinstance(value, StoredTensor)
+    )
     result = copy.copy(state)
     for name, value in state.items():
         like = own.get(name)
         if isinstance(value, StoredTensor) and (like is None or like.shape != value.shape):
             result[name] = torch.empty(value.shape, dtype=value.dtype, device="meta")  # type: ignore[index]
         else:
-            result[name] = fitting(value, like)  # type: ignore[index]
+            result[name] = fitting(value, like, in_place=fits)  # type: ignore[index]
     return result
 
 

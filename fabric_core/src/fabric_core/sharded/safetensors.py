@@ -13,6 +13,7 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +31,15 @@ METADATA = "__metadata__"
 
 LARGEST_HEADER = 100_000_000
 """Bytes; as the format has it."""
+
+FLUSHED_AT_ONCE = 32 << 20
+"""Bytes; after so many, what was written is sent to the disk."""
+
+WORTH_A_THREAD = 1 << 20
+"""Bytes; of fewer, the checksum is there before a thread is."""
+
+READ_AT_ONCE = 4 << 20
+"""Bytes; while the next ones are read, the checksum of these is computed."""
 
 LARGEST_SIZE = 1 << 62
 """Elements; more are no tensor."""
@@ -86,10 +96,16 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file, _Beside(file) as beside:
         _write_all(file, memoryview(head))
-        sums = {name: _write_tensor(file, name, fetch(tensors[name])) for name in ordered}
-        os.fsync(file.fileno())
+        sums = {}
+        for name in ordered:
+            plain = _plain(name, fetch(tensors[name]))
+            checksum = beside.checksum(bytes_of(plain))
+            _write_all(file, bytes_of(plain))
+            beside.flush()
+            sums[name] = checksum.result()
+        beside.finish()
     return Written(len(head) + end, zlib.crc32(head), sums)
 
 
@@ -120,16 +136,17 @@ class SafetensorsFile:
             CheckpointError: The file has become shorter, or cannot be read.
         """
         place = self.places[name]
-        with open_regular(self.path) as file:
+        buffer, done, checksum = bytes_of(target), 0, None
+        with open_regular(self.path) as file, _Beside(file) as beside:
             file.seek(place.begin)
-            buffer = bytes_of(target)
-            done = 0
             while done < place.size:
-                got = file.readinto(buffer[done:])  # type: ignore[attr-defined]
+                part = buffer[done : done + READ_AT_ONCE]
+                got = file.readinto(part)  # type: ignore[attr-defined]
                 if not got:
                     raise CheckpointError(f"The file {str(self.path)!r} ends within the tensor {name!r}.")
+                checksum = beside.checksum(part[:got], checksum)
                 done += got
-        return zlib.crc32(buffer)
+            return checksum.result() if checksum else 0
 
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU."""
@@ -167,6 +184,48 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
 
 
+class _Beside:
+    """What threads do while this one reads or writes a file: they compute its checksums, and flush it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._flushed = 0
+        self._sums = ThreadPoolExecutor(1, "fabric-checksum")
+        self._disk = ThreadPoolExecutor(1, "fabric-flush")
+        self._flushes: list[Future[None]] = []
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def checksum(self, buffer: memoryview, before: Future[int] | None = None) -> Future[int]:
+        """Begin to compute the checksum of some bytes, which follow others; of a few, compute it at once."""
+
+        def compute() -> int:
+            return zlib.crc32(buffer, before.result() if before else 0)
+
+        if len(buffer) >= WORTH_A_THREAD:
+            return self._sums.submit(compute)
+        done: Future[int] = Future()
+        done.set_result(compute())
+        return done
+
+    def flush(self) -> None:
+        """Begin to send to the disk what was written, when there is enough of it to be worth it."""
+        if self._file.tell() - self._flushed >= FLUSHED_AT_ONCE:
+            self._flushed = self._file.tell()
+            self._flushes.append(self._disk.submit(os.fsync, self._file.fileno()))
+
+    def finish(self) -> None:
+        """Wait until all of it is on disk. The system tells of an error once, to whoever asks first."""
+        for flush in self._flushes:
+            flush.result()
+        os.fsync(self._file.fileno())
+
+    def __exit__(self, *_: object) -> None:
+        self._sums.shutdown()
+        self._disk.shutdown()
+
+
 def _check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in NAMES:
         raise CheckpointError(
@@ -175,7 +234,8 @@ def _check_dtype(name: str, dtype: torch.dtype) -> None:
         )
 
 
-def _write_tensor(file: BinaryIO, name: str, tensor: Tensor) -> int:
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    """A tensor whose bytes in memory are those that are written."""
     if (
         type(tensor) not in (Tensor, torch.nn.Parameter)
         or tensor.layout is not torch.strided
@@ -185,10 +245,7 @@ def _write_tensor(file: BinaryIO, name: str, tensor: Tensor) -> int:
             f"The tensor {name!r} is a {type(tensor).__name__} ({tensor.layout}, on {tensor.device}), and files of "
             "shards take plain tensors only. Save it in one file."
         )
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    buffer = bytes_of(plain)
-    _write_all(file, buffer)
-    return zlib.crc32(buffer)
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def _write_all(file: BinaryIO, buffer: memoryview) -> None:
