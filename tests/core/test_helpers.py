@@ -360,6 +360,34 @@ def test_a_resumed_run_averages_as_if_never_interrupted(fabric: Fabric, tmp_path
     assert_same(again.state_dict()["module"], whole.state_dict()["module"])
 
 
+def test_an_average_that_is_saved_in_the_background_is_that_of_the_moment(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    model, optimizer, average = average_in(fabric, batches()[:3])
+    expected = copy.deepcopy(average.state_dict()["module"])
+    fabric.save(tmp_path / "run.ckpt", {"average": average}, wait=False)
+    train(fabric, model, optimizer, average, batches())
+    again = ModelAverage(fabric, model)
+    fabric.load(tmp_path / "run.ckpt", {"average": again})
+    assert again.updates == 3
+    assert_same(again.state_dict()["module"], expected)
+
+
+def test_an_object_of_ones_own_may_say_what_its_state_consists_of(fabric: Fabric, tmp_path: Path) -> None:
+    class Pair:
+        def __init__(self) -> None:
+            self.model = fabric.setup(nn.Linear(2, 2))
+
+        def state_parts(self) -> dict[str, Any]:
+            return {"model": self.model, "average": ModelAverage(fabric, self.model)}
+
+    pairs, others = [Pair(), Pair()], [Pair(), Pair()]
+    fabric.save(tmp_path / "run.ckpt", {"pairs": pairs})
+    assert fabric.load(tmp_path / "run.ckpt", {"pairs": others}) == {}
+    for pair, other in zip(pairs, others, strict=True):
+        assert_same(pair.model.state_dict(), other.model.state_dict())
+
+
 def test_weights_come_back_when_the_block_fails_and_before_the_first_update(fabric: Fabric) -> None:
     model, _, average = average_in(fabric, batches())
     trained = copy.deepcopy(model.state_dict())

@@ -248,7 +248,10 @@ def _is_container(value: Any) -> bool:
     if _has_state(value) or not isinstance(value, Mapping | list | tuple):
         return False
     entries = value.values() if isinstance(value, Mapping) else value
-    return any(_has_state(entry) or _is_logger(entry) or _is_container(entry) for entry in entries)
+    return any(
+        _has_state(entry) or _is_logger(entry) or _opened(entry) is not entry or _is_container(entry)
+        for entry in entries
+    )
 
 
 def _filtered(key: str, collected: dict[str, Any], wanted: Callable[[str, Any], bool]) -> dict[str, Any]:
