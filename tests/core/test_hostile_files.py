@@ -39,3 +39,9 @@ def test_a_hostile_file_is_refused_and_does_nothing(loaded: dict[str, Any], name
     assert found["left"] == [], "a file was made"
     assert not found["imported"]
     assert found["grown"] < ALLOWED_TO_GROW
+
+
+def test_what_would_join_a_process_group_is_refused_before_it_is_made(loaded: dict[str, Any]) -> None:
+    found = loaded["a_mesh_of_processes"]
+    assert found["error"] == "UnsafeCheckpointError"
+    assert "DeviceMesh" in found["message"]
