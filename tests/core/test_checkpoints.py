@@ -260,6 +260,39 @@ def test_a_save_that_fails_deletes_nothing(
     assert next(iter(checkpoints)).metrics == {}
 
 
+def test_what_is_saved_in_the_background_is_counted_by_the_next_save(
+    fabric: Fabric, manager: Callable[..., Checkpoints], folder: Path
+) -> None:
+    checkpoints = manager(keep=1, every=1)
+    for step in (1, 2, 3):
+        path = checkpoints.save_if_due(state(step), step, metrics={"loss": step}, wait=False)
+        assert path == folder / f"step-00000000{step}"
+        fabric.wait_for_save()
+    assert checkpoints.latest() == path
+    assert set(steps(checkpoints)) <= {2, 3}
+    checkpoints.save(state(4), 4)
+    assert steps(checkpoints) == [4]
+
+
+def test_a_save_in_the_background_that_fails_is_told_by_the_next_one_and_deletes_nothing(
+    manager: Callable[..., Checkpoints], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = manager(keep=1)
+    checkpoints.save(state(1), 1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        checkpoints.save(state(2), 2, wait=False)
+        with pytest.raises(CheckpointError, match="step-000000002.*No space left"):
+            checkpoints.save(state(3), 3)
+    assert steps(checkpoints) == [1]
+    checkpoints.save(state(3), 3)
+    assert steps(checkpoints) == [3]
+
+
 def test_another_keep_counts_from_the_next_save_on(manager: Callable[..., Checkpoints]) -> None:
     for step in range(5):
         manager(keep=4).save(state(), step)

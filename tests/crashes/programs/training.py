@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ SAMPLES = 64
 BATCH = 4
 EVERY = 2
 RANKS = 2
+WORKERS = 1
 STEPS = EPOCHS * SAMPLES // BATCH // RANKS
 
 
@@ -42,7 +44,7 @@ class Job:
 
 
 class Numbers(Dataset[tuple[int, Tensor, Tensor]]):
-    """Samples that know their number."""
+    """Samples that know their number, and are augmented at random."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -52,16 +54,18 @@ class Numbers(Dataset[tuple[int, Tensor, Tensor]]):
         return SAMPLES
 
     def __getitem__(self, number: int) -> tuple[int, Tensor, Tensor]:
-        return number, self.inputs[number], self.inputs[number].roll(1)
+        noise = torch.rand(8) + random.random()
+        return number, self.inputs[number] + noise, self.inputs[number].roll(1)
 
 
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(8, 33), nn.Linear(33, 8)
+        self.dropout = nn.Dropout(0.2)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first(inputs)))
+        return self.second(self.dropout(torch.relu(self.first(inputs))))
 
 
 class Log:
@@ -86,11 +90,14 @@ def train(fabric: Fabric, job: Job) -> None:
     moments = Moments(folder, rank, job.board, job.plan)
     moments.listen()
     seed_everything(7)
+    torch.manual_seed(7 + rank)  # of the dropout
     model = Net()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     model, optimizer = fabric.setup(model, optimizer)
-    loader = fabric.setup_dataloaders(DataLoader(Numbers(), batch_size=BATCH, shuffle=True))
-    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "step": 0}
+    loader = fabric.setup_dataloaders(
+        DataLoader(Numbers(), batch_size=BATCH, shuffle=True, num_workers=WORKERS)
+    )
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer, "loader": loader, "step": 0}
     checkpoints = fabric.checkpoints(folder, keep=2, keep_best=("loss", "max"), every=EVERY)
     if fabric.is_global_zero:
         look(fabric, job.folder, checkpoints_of(folder))
@@ -98,11 +105,8 @@ def train(fabric: Fabric, job: Job) -> None:
     checkpoints.resume(state)
     log = Log(job.folder / f"log-{rank}", state["step"])
     moments.enter("step")
-    batches = len(loader)
-    for epoch in range(state["step"] // batches, EPOCHS):
-        loader.set_epoch(epoch)
-        begun = state["step"] - epoch * batches
-        for numbers, inputs, targets in list(loader)[begun:]:
+    for _ in range(loader.epoch, EPOCHS):
+        for numbers, inputs, targets in loader:
             loss = nn.functional.mse_loss(model(inputs), targets)
             fabric.backward(loss)
             optimizer.step()
@@ -112,9 +116,11 @@ def train(fabric: Fabric, job: Job) -> None:
             if checkpoints.due(state["step"]):
                 mean = fabric.all_reduce(loss.detach())
                 moments.enter("save")
-                checkpoints.save(state, state["step"], metrics={"loss": mean})
-                promise(fabric, job.folder, state["step"])
+                waits = state["step"] % (2 * EVERY) > 0  # every other save is made while the training goes on
+                checkpoints.save(state, state["step"], metrics={"loss": mean}, wait=waits)
+                promise(fabric, job.folder, state["step"] - (0 if waits else EVERY))
                 moments.enter("step")
+    fabric.wait_for_save()
     moments.enter("end")
     whole = fabric.load(checkpoints.latest())
     chosen = [path and path.name for path in (checkpoints.latest(), checkpoints.best())]

@@ -32,8 +32,11 @@ class Saving(Protocol):
     def is_global_zero(self) -> bool:
         """Whether this is global rank 0."""
 
-    def save(self, path: Any, state: Any, filter: Any = None) -> None:  # noqa: A002
+    def save(self, path: Any, state: Any, filter: Any = None, *, wait: bool = True) -> None:  # noqa: A002
         """As ``Fabric.save``."""
+
+    def wait_for_save(self) -> None:
+        """As ``Fabric.wait_for_save``."""
 
     def load(self, path: Any, state: Any, strict: bool = True) -> dict[str, Any]:
         """As ``Fabric.load``."""
@@ -104,6 +107,7 @@ class Checkpoints:
         step: int,
         metrics: Mapping[str, Any] | None = None,
         filter: Any = None,  # noqa: A002
+        wait: bool = True,
     ) -> Path:
         """Save a state as the checkpoint of a step, then delete what is not to be kept any more.
 
@@ -111,7 +115,8 @@ class Checkpoints:
         from then on. A crash at any moment loses at most the checkpoint that was being written.
 
         Args:
-            state, filter: As for ``Fabric.save``.
+            state, filter, wait: As for ``Fabric.save``. What is written in the background is found once it is on disk,
+                and old ones are deleted for it by the next save.
             step: The present step, from 0 on.
             metrics: Numbers, by name; those of rank 0 count.
 
@@ -119,12 +124,13 @@ class Checkpoints:
             Where it is.
 
         Raises:
-            CheckpointError: It cannot be written, or another training saves in the same folder; on every rank. The
-                earlier checkpoints are intact.
+            CheckpointError: It cannot be written, or another training saves in the same folder, or the save before,
+                with ``wait=False``, has failed; on every rank. The earlier checkpoints are intact.
         """
         step = _checked_step(step)
+        self._fabric.wait_for_save()  # from here on, it is among those that are there
         path = self._on_rank_zero(lambda: self._prepare(step, metrics or {}))
-        self._fabric.save(path, state, filter)
+        self._fabric.save(path, state, filter, wait=wait)
         self._schedule.saved(step)
         self._on_rank_zero(lambda: self._rotate(path))
         return path
