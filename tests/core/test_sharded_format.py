@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -277,7 +278,12 @@ def chunk(name: str = "model.first", number: int = 0, **changes: Any) -> Callabl
 
 
 def renamed(name: str) -> Callable[[Path], None]:
-    """The first shard under another name."""
+    """The first shard under another name; it is there, where it can be."""
+
+    def hostile(folder: Path) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            shutil.copy(folder / SHARDS[0], folder / name) if name[0] != "/" else None
+        manifest(change)(folder)
 
     def change(content: Content) -> None:
         content["files"][name] = content["files"].pop(SHARDS[0])
@@ -285,7 +291,7 @@ def renamed(name: str) -> Callable[[Path], None]:
             for part in entry["chunks"]:
                 part["file"] = name if part["file"] == SHARDS[0] else part["file"]
 
-    return manifest(change)
+    return hostile
 
 
 def replaced(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
