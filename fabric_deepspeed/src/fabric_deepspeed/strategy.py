@@ -23,6 +23,7 @@ from fabric_deepspeed import library, pieces, states
 from fabric_deepspeed.checks import backward_arguments, check_parameters
 from fabric_deepspeed.checks import logging_level as as_level
 from fabric_deepspeed.config import combine, complete, read
+from fabric_deepspeed.dividing import divided, whole_while_written
 from fabric_deepspeed.engine import Engine
 from fabric_deepspeed.from_config import make_optimizer, make_scheduler
 from fabric_deepspeed.hooks import DEEPSPEED
@@ -147,10 +148,8 @@ class DeepSpeedStrategy(FolderStrategy):
     def _divided(self, empty_init: bool | None) -> Any:
         with ExitStack() as stack:
             stack.enter_context(library.working(self.local_rank))
-            init = self._deepspeed.zero.Init
-            stack.enter_context(init(config_dict_or_path=self._complete_config()))
-            if empty_init:
-                stack.enter_context(skip_init())
+            stack.enter_context(divided(self._deepspeed, self._complete_config(), self.root_device))
+            stack.enter_context(skip_init() if empty_init else whole_while_written(self._deepspeed))
             yield
 
     def move_module(self, module: nn.Module) -> None:

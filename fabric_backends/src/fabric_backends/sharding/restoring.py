@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fabric_backends.sharding.tensors import box_of, is_sharded, local_part, sharded_like
+from fabric_backends.sharding.tensors import box_of, is_sharded, local_part
+from fabric_core.sharded.boxes import Box, whole_box
 from fabric_core.sharded.reading import StoredTensor
 
 
@@ -23,15 +24,15 @@ def fitting(value: Any, like: Any, in_place: bool = False) -> Any:
         in_place: Read into ``like`` itself, if it can be, and return it.
     """
     fits = is_sharded(like) and value.shape == like.shape if _is_tensor(value) else False
-    if not isinstance(value, StoredTensor):
-        return sharded_like(value, like) if fits and not is_sharded(value) else value
     if not fits:
-        return value.read()
+        return value.read() if isinstance(value, StoredTensor) else value
+    if is_sharded(value):
+        return value
     in_place = in_place and like.dtype == value.dtype
     part = like if in_place else torch.empty_like(like, dtype=value.dtype, requires_grad=False)
     target = local_part(part)
     if target.numel():
-        value.read_into([(box_of(like), target)])
+        _read_into(target, value, box_of(like))
     return part
 
 
@@ -43,9 +44,7 @@ def module_state_for(module: nn.Module, state: Mapping[str, Any]) -> Mapping[str
     """
     own = module.state_dict(keep_vars=True)
     fits = own.keys() == state.keys() and all(
-        getattr(own[name], "shape", None) == value.shape
-        for name, value in state.items()
-        if isinstance(value, StoredTensor)
+        getattr(own[name], "shape", None) == value.shape for name, value in state.items() if _is_tensor(value)
     )
     result = copy.copy(state)
     for name, value in state.items():
@@ -69,6 +68,13 @@ def optimizer_state_for(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[
         for number, entry in state["state"].items()
     }
     return {**state, "state": entries}
+
+
+def _read_into(target: Tensor, value: Tensor | StoredTensor, box: Box) -> None:
+    if isinstance(value, StoredTensor):
+        value.read_into([(box, target)])
+    else:  # may be mapped from a file, and is read here
+        target.copy_(value.detach()[box.within(whole_box(value.shape))])
 
 
 def _is_tensor(value: Any) -> bool:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from torch import Tensor
+from torch.utils.serialization import config as serialization
 
 from fabric_backends.strategies.parallel import ParallelStrategy
 from fabric_core.errors import CheckpointError, OptionsError, did_you_mean
 from fabric_core.sharded.folders import remove, remove_abandoned, temporary_for
+from fabric_core.sharded.trees import mapped
 from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
 
 CheckpointKind = Literal["sharded", "full"]
@@ -83,3 +89,23 @@ class FolderStrategy(ParallelStrategy):
                 f"Rank {failed[0]} could not write the checkpoint {str(path)!r}: {failed[1]}. What was there before is "
                 "untouched."
             ) from failure
+
+    def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        """Read a folder of shards, or one file; tensors are read when somebody restores them."""
+        with _memory_mapped(path):
+            return super().read_checkpoint(path, weights_only)
+
+    def plain_value(self, value: Any) -> Any:
+        """As the contract. What is mapped from a file is copied, so that the file may change."""
+        return super().plain_value(mapped(value, Tensor.clone, Tensor))
+
+
+@contextmanager
+def _memory_mapped(path: Path) -> Iterator[None]:
+    """While this is open, files are mapped and not read, so that each rank reads only what it holds."""
+    if not zipfile.is_zipfile(path):  # the format of old cannot be mapped
+        yield
+        return
+    settings: Any = serialization
+    with settings.patch({"load.mmap": True}):
+        yield

@@ -24,6 +24,7 @@ from fabric_backends.hooks import FSDP
 from fabric_backends.sharding.grid import MeshShape, check_options, forget_groups, mesh_of, shape_for
 from fabric_backends.sharding.identity import refuse_copies
 from fabric_backends.sharding.materializing import materialize, warn_of_undefined
+from fabric_backends.sharding.memory import give_back
 from fabric_backends.sharding.recomputing import Recomputed, check_recomputed, recompute
 from fabric_backends.sharding.units import Policy, UnitPolicy, is_container, own_modules
 from fabric_backends.sharding.views import keep_views_inside
@@ -164,6 +165,7 @@ class FSDPStrategy(ShardedStrategy):
                 self._synchronize(own)
                 keep_views_inside(unit)
                 fully_shard(unit, mp_policy=self._policy(unit is module), **self._arguments)
+                give_back(self.root_device)
         refuse_copies(module)
         warn_of_undefined(module, undefined)
         self.remember(module)

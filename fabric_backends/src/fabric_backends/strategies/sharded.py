@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from weakref import WeakKeyDictionary, ref
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.utils.serialization import config as serialization
 
 from fabric_backends.sharding import clipping, restoring
 from fabric_backends.sharding import held as gradients
@@ -168,23 +166,3 @@ class ShardedStrategy(FolderStrategy):
             return tensor
         full = whole(tensor)
         return full.cpu() if self.global_rank == 0 else full.new_empty(0)
-
-    def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
-        """Read a folder of shards, or one file; tensors are read when somebody restores them."""
-        with _memory_mapped(path):
-            return super().read_checkpoint(path, weights_only)
-
-    def plain_value(self, value: Any) -> Any:
-        """As the contract. What is mapped from a file is copied, so that the file may change."""
-        return super().plain_value(mapped(value, Tensor.clone, Tensor))
-
-
-@contextmanager
-def _memory_mapped(path: Path) -> Iterator[None]:
-    """While this is open, files are mapped and not read, so that each rank reads only what it holds."""
-    if not zipfile.is_zipfile(path):  # the format of old cannot be mapped
-        yield
-        return
-    settings: Any = serialization
-    with settings.patch({"load.mmap": True}):
-        yield
