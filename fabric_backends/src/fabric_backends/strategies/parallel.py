@@ -159,7 +159,8 @@ class ParallelStrategy(Strategy):
         self._keep_long()
         if self._membership is not None:
             self._membership.leave()
-        self._membership = self._store = self._agreement = None
+        self._membership = self._store = None
+        super().teardown()
 
     # -- setting up -----------------------------------------------------------------------------------------------
 

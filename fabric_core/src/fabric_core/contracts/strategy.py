@@ -124,6 +124,11 @@ class Strategy(Part):
             self._agreement = Agreement(self.store, self.global_rank)
         return self._agreement
 
+    def teardown(self) -> None:
+        """Leave the other ranks. Called on every rank; safe to call twice."""
+        super().teardown()
+        self._agreement = None
+
     def connect(self) -> None:
         """Make the device current and join the other ranks. Called on every rank, once."""
         self.surroundings.accelerator.setup_device(self.root_device)
