@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
-import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from fabric_core.data import place
 from fabric_core.data.collections import mover
 from fabric_core.data.iteration import Iteration, LoaderTracker
-from fabric_core.data.order import Indices, Order, Share
+from fabric_core.data.order import Order, Share
+from fabric_core.data.own import Own
+from fabric_core.data.reading import Reading
 from fabric_core.data.samplers import listeners_of
 from fabric_core.data.seed import mixed
 from fabric_core.data.sharding import (
@@ -31,65 +29,11 @@ from fabric_core.data.sharding import (
     twin_of,
 )
 from fabric_core.data.streams import Streams
-from fabric_core.data.workers import SeededDataset, WorkerInit, keeping_garbage
 from fabric_core.errors import ConfigurationError, WrongTypeError
-from fabric_core.wrappers.face import Face, put_on, unwrap
-
-if TYPE_CHECKING:
-
-    class _Base(Face, DataLoader[Any]):
-        pass
-
-else:
-    _Base = Face
+from fabric_core.wrappers.face import put_on, unwrap
 
 
-@dataclass
-class _Own:
-    """What a set-up loader has to itself.
-
-    Attributes:
-        source: The loader as the user gave it. Kept, because its class may clean up when it dies.
-        device, transfer: Where batches go, and how; ``None`` when they stay.
-        rank, number: Which reader of the data this is, and which of its loaders.
-        seed: From which the seeds of samples and workers follow; ``None`` when each loop draws one.
-        seeds_samples: Whether samples and workers are seeded; else they are as PyTorch leaves them.
-        next_epoch: The epoch of the next loop.
-        chosen: Whether the user set ``next_epoch``.
-        announced: The epoch that samplers and dataset were told last.
-        heard: What the first of them said its epoch was afterwards.
-        order: Of the loop that began last, or that fetches now.
-        batches: What the loop hands out that began last.
-        serves: The loop that uses the loader's persistent workers.
-        indices: What takes the place of the sampler while an iterator is made.
-        dealer: Decides the batches in place of the sampler, and its seed: where one rank goes on with an order that
-            several had.
-        resumed: The state that the next loop goes on from.
-        had_workers: Whether persistent workers were there, where the next loop has to start some.
-    """
-
-    source: Any
-    device: torch.device | None
-    transfer: Callable[[Iterator[Any]], Iterator[Any]] | None
-    tracker: LoaderTracker
-    rank: int
-    number: int
-    seed: int | None
-    seeds_samples: bool
-    next_epoch: int = 0
-    chosen: bool = False
-    announced: int | None = None
-    heard: int | None = None
-    order: Order | None = field(default=None, repr=False)
-    batches: weakref.ref[Generator[Any, None, None]] | None = field(default=None, repr=False)
-    serves: weakref.ref[Generator[Any, None, None]] | None = field(default=None, repr=False)
-    indices: Indices | None = None
-    dealer: tuple[Any, int] | None = None
-    resumed: dict[str, Any] | None = field(default=None, repr=False)
-    had_workers: bool = False
-
-
-class FabricDataLoader(_Base):
+class FabricDataLoader(Reading):
     """A loader that was set up. It is an instance of the class of the user's loader, and shares its attributes.
 
     Each loop over it tells samplers and dataset the epoch (``set_epoch``), counting loops from 0, and moves batches
@@ -105,8 +49,7 @@ class FabricDataLoader(_Base):
         is_last_batch: Whether the batch is the last one of the loop. May load the next one, if there is no length.
     """
 
-    __slots__ = ("_fabric",)
-    _fabric: _Own
+    __slots__ = ()
 
     device: torch.device | None
     epoch: int
@@ -297,57 +240,8 @@ class FabricDataLoader(_Base):
         epochs = (getattr(part, "epoch", None) for part in epoch_listeners(self))
         return next((epoch for epoch in epochs if isinstance(epoch, int)), None)
 
-    def _raw_batches(self) -> Iterator[Any]:
-        running = self._iterator
-        batches = self._fabric.serves() if self._fabric.serves else None
-        if running is None or batches is None or inspect.getgeneratorstate(batches) == inspect.GEN_CLOSED:
-            return super().__iter__()
-        # Persistent workers serve one loop at a time. This one is inside another, so it gets its own.
-        self._iterator = None
-        try:
-            return super().__iter__()
-        finally:
-            self._iterator = running
 
-    def _get_iterator(self) -> Any:
-        """Called by ``DataLoader`` at the start of a loop, unless it has workers already."""
-        own, order = self._fabric, self._fabric.order
-        if order is None:  # somebody else called
-            return super()._get_iterator()
-        with self._lent_to_workers(order) as numbered, order.creation(), keeping_garbage():
-            if not isinstance(self.dataset, IterableDataset):
-                sampler, itself = own.dealer[0] if own.dealer else self._index_sampler, weakref.ref(own)
-                own.indices = Indices(sampler, lambda: _order_of(itself), numbered=numbered)
-            try:
-                return super()._get_iterator()
-            finally:
-                own.indices = None
-
-    @contextmanager
-    def _lent_to_workers(self, order: Order) -> Iterator[bool]:
-        """While workers are started they find our function and data set around the user's; ``True`` if they do."""
-        init, dataset, attributes = self.worker_init_fn, self.dataset, vars(self)
-        seeds = None if order.key is None else (order.key, self._fabric.rank)
-        wraps = seeds is not None and attributes.get("dataset") is dataset
-        wraps = wraps and not isinstance(dataset, IterableDataset)
-        try:
-            self.worker_init_fn = WorkerInit(init, seeds, _parent_pid())
-            if wraps:
-                attributes["dataset"] = SeededDataset(dataset)  # past DataLoader.__setattr__, which refuses
-            yield wraps
-        finally:
-            self.worker_init_fn = init
-            if wraps:
-                attributes["dataset"] = dataset
-
-    @property
-    def _index_sampler(self) -> Any:
-        """What ``DataLoader`` takes indices from."""
-        indices = self._fabric.indices
-        return super()._index_sampler if indices is None else indices
-
-
-_PUBLIC: dict[str, Callable[[_Own, Iteration | None], Any]] = {
+_PUBLIC: dict[str, Callable[[Own, Iteration | None], Any]] = {
     "device": lambda own, _: own.device,
     "epoch": lambda own, loop: own.next_epoch if loop is None else loop.epoch,
     "position": lambda _, loop: -1 if loop is None else loop.position,
@@ -403,7 +297,7 @@ def wrap_loader(
     number = tracker.next_number()
     move = None if device is None else mover(device)
     wrapped = put_on(FabricDataLoader, plain)
-    wrapped._fabric = _Own(
+    wrapped._fabric = Own(
         source=loader,
         device=device,
         transfer=None if move is None else lambda batches: transfer(batches, move),
@@ -414,14 +308,3 @@ def wrap_loader(
         seeds_samples=seed_workers is not False,
     )
     return wrapped
-
-
-def _order_of(own: weakref.ref[_Own]) -> Order:
-    alive = own()
-    assert alive is not None and alive.order is not None  # noqa: PT018 - a loop has begun
-    return alive.order
-
-
-def _parent_pid() -> int | None:
-    """This process, if its main thread starts the workers: on Linux they would die with any other thread."""
-    return os.getpid() if threading.current_thread() is threading.main_thread() else None
