@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -280,7 +281,84 @@ def test_a_loader_that_does_not_use_its_sampler_is_read_again() -> None:
         assert list(loader) == [[3]]
 
 
+class Dropping(DataLoader):
+    def __iter__(self) -> Any:
+        return (batch for batch in super().__iter__() if batch[0] % 3)
+
+
+class Joining(DataLoader):
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        return (torch.cat([batch, *itertools.islice(batches, 1)]) for batch in batches)
+
+
+class LookingAhead(DataLoader):
+    def __iter__(self) -> Any:
+        return (batch for batch, _ in itertools.pairwise(itertools.chain(super().__iter__(), [None])))
+
+
+class Twice(DataLoader):
+    def __iter__(self) -> Any:
+        return itertools.chain.from_iterable(super(Twice, self).__iter__() for _ in range(2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [Dropping, Joining, LookingAhead, Twice])
+def test_a_loader_whose_class_makes_other_batches_goes_on_where_it_was(
+    kind: type[DataLoader[Any]], workers: int
+) -> None:
+    def make() -> Any:
+        return wrap(kind(range(20), batch_size=2, shuffle=True, num_workers=workers))
+
+    seed(4)
+    whole = listed(make())
+    for stop in (3, 5):
+        seed(4)
+        loader = make()
+        given = listed(itertools.islice(batches := iter(loader), stop))
+        state, streams = loader.state_dict(), Streams.capture()
+        del batches
+        loader = make()
+        loader.load_state_dict(state)
+        streams.restore()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            given += listed(loader)
+        assert given == whole
+        told = any("are read again and dropped" in str(warning.message) for warning in caught)
+        assert told == state["loop"]["rearranged"]
+    assert told == (kind is not Twice)
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------
+
+
+def test_batches_of_a_class_of_its_own_have_no_place_on_other_ranks() -> None:
+    loader = wrap(Joining(range(20), batch_size=2))
+    batches = iter(loader)
+    next(batches)
+    other = wrap(Joining(range(20), batch_size=2), num_replicas=2)
+    other.load_state_dict(loader.state_dict())
+    with pytest.raises(
+        CheckpointError, match=r"of a Joining, whose class gives other batches.*Resume on 1 rank"
+    ):
+        next(iter(other))
+
+
+def test_the_place_in_a_second_round_over_a_sampler_is_not_guessed() -> None:
+    loader = wrap(Twice(range(4), shuffle=True))
+    for number, _ in enumerate(loader):
+        if number == 4:
+            with pytest.raises(ConfigurationError, match="class Twice lets its sampler begin several times"):
+                loader.state_dict()
+    in_order = wrap(Twice(range(4)))
+    batches = iter(in_order)
+    assert listed(itertools.islice(batches, 5)) == [[0], [1], [2], [3], [0]]
+    state = in_order.state_dict()
+    del batches
+    in_order.load_state_dict(state)
+    with pytest.warns(UserWarning, match="read again"):
+        assert listed(in_order) == [[1], [2], [3]]
 
 
 def test_a_loader_that_was_not_set_up_is_refused(fabric: Fabric, tmp_path: Path) -> None:

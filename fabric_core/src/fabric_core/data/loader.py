@@ -63,8 +63,9 @@ class FabricDataLoader(Reading):
         self._announce(epoch)
         loop = self._loop_of(epoch, resumed)
         own.order = loop.order
-        raw = self._raw_batches()
-        there = raw if own.transfer is None else own.transfer(raw)
+        raw = self._raw_batches(loop.order)
+        read = loop.order.counted(raw)
+        there = read if own.transfer is None else own.transfer(read)
         if resumed is not None:
             there = place.go_on(there, loop, resumed["loop"])
             own.next_epoch = resumed["next_epoch"]
@@ -91,6 +92,12 @@ class FabricDataLoader(Reading):
         """
         own = self._fabric
         order, loop = self._place()
+        if order is not None and order.is_lost:
+            raise ConfigurationError(
+                f"The class {type(self._fabric_original).__qualname__} lets its sampler begin several times in a loop, "
+                "so the order of the samples cannot be found again. Save after the loop, or let a batch sampler repeat "
+                "what is to be repeated."
+            )
         if loop is not None and self.num_workers and not getattr(self, "in_order", True):
             raise ConfigurationError(
                 "A loader with in_order=False does not know in its loop which batches are left. Save after the loop, "

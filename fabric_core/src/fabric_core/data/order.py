@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -100,6 +101,9 @@ class Order:
         origin: What the order follows from, if not from what this loop captures: see `state_dict`.
         samplers: The states of the user's stateful samplers at the beginning.
         passed_over: Whether what was consumed has been passed over.
+        reads_again: Whether it cannot be, and has to be read again: see `rearranged`.
+        reader: PyTorch's iterator that this loop reads from.
+        given: How many batches the loader's class has made of what it gives, where that is another iterator.
         start: The random numbers at the beginning, where workers are started that in the run which was interrupted were
             there already: to start them draws numbers, and must not.
     """
@@ -123,11 +127,15 @@ class Order:
         self.origin: dict[str, Any] | None = None if seed is None else {"seed": seed}
         self.samplers: list[Any] = []
         self.passed_over = False
+        self.reads_again = False
+        self.reader: weakref.ref[Any] | None = None
+        self.given = 0
         self.start: Streams | None = None
         self._generators = generators
         self._saved: dict[str, Streams] = {}
         self._captured: dict[str, Streams] = {}
         self._creating = False
+        self._begun = 0
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -151,17 +159,43 @@ class Order:
         return self._handed_on(indices, scope, numbered)
 
     def _handed_on(self, indices: Iterator[Any], scope: bool | None, numbered: bool) -> Iterator[Any]:
+        self._begun += 1
         with self._at("first"):
             if scope is not None:
                 self._capture("first", scope)
             for _ in itertools.islice(indices, self.skip):
                 pass
-        self.passed_over = True
+        skipped, self.skip = (
+            self.skip,
+            0,
+        )  # a class that lets its sampler begin once more begins at the beginning
+        self._saved, self.start = {}, None
+        self.passed_over = not self.reads_again
         if not numbered or self.key is None:
             yield from indices
             return
-        for number, batch in enumerate(indices, self.skip):
+        for number, batch in enumerate(indices, skipped):
             yield Numbered(batch, self.key, *self.share.numbers(self.begin, number))
+
+    def counted(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """What a loader's class gives; nothing has to be counted where that is PyTorch's iterator itself."""
+        return batches if self.reader and batches is self.reader() else self._counted(batches)
+
+    def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self.given += 1
+            yield batch
+
+    @property
+    def rearranged(self) -> bool:
+        """Whether a loader's class has made other batches of those that its sampler says: dropped or repeated some."""
+        reader = self.reader and self.reader()
+        return bool(self.given) and getattr(reader, "_num_yielded", self.given) != self.given
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the sampler has begun several times in this loop: random numbers are kept of the last time only."""
+        return self.origin is None and bool(self._captured) and self._begun > 1
 
     def note_first(self) -> None:
         """Keep the random numbers before the first batch. Called where no sampler decides."""
@@ -176,7 +210,7 @@ class Order:
     @contextmanager
     def creation(self) -> Iterator[None]:
         """While an iterator over the loader is made: of a loop that is taken up, it must not draw any number."""
-        if self.resumed is None:
+        if self.resumed is None or self._begun:
             yield
             return
         with preserved(self._generators):
@@ -214,13 +248,16 @@ class Order:
             "elements": self.begin + self.share.elements(batches - self.before),
             "key": self.key,
             "handed on": self.rest is not None,
+            "rearranged": self.rearranged,
             "origin": self.origin
             or {moment: streams.state_dict() for moment, streams in self._captured.items()},
         }
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on with an order that was dealt out alike."""
-        self.resumed, self.skip, self.key = state, state["batches"], state["key"]
+        self.resumed, self.key = state, state["key"]
+        self.reads_again = state["rearranged"]
+        self.skip = 0 if self.reads_again else state["batches"]
         if "seed" not in state["origin"]:
             self._saved = moments_of(state)
 

@@ -160,6 +160,13 @@ def put(
         order.take_up(loop)
         order.passed_over = loop["stream"] is not None and restore_stream(loader, loop)
         return loop["batches"], None
+    if loop["rearranged"]:
+        raise CheckpointError(
+            f"The checkpoint was saved in the middle of an epoch of a {type(users).__name__}, whose class gives other "
+            "batches than its sampler says, so nobody knows which samples are left for other ranks or other batches. "
+            f"Resume on {state['share']['replicas']} rank(s) with the same batches, or from a checkpoint between two "
+            "epochs."
+        )
     if (state["share"]["size"] is None) != (share.size is None):
         raise CheckpointError(
             "The checkpoint was saved in the middle of an epoch, with a batch sampler that decided what is in a batch; "
@@ -227,7 +234,7 @@ def go_on(raw: Iterator[Any], loop: Iteration, state: dict[str, Any]) -> Iterato
     """
     order, generators = loop.order, generators_of(loop.loader)
     marks = [] if order.rest is not None else [Mark.from_state_dict(mark) for mark in state["marks"]]
-    if state["stream"] is not None and not order.passed_over:
+    if (state["stream"] is not None or order.reads_again) and not order.passed_over:
         _read_again(raw, loop, state["batches"])
     batches = []
     for mark in marks:
@@ -251,7 +258,7 @@ def _read_again(raw: Iterator[Any], loop: Iteration, batches: int) -> None:
     name = type(unwrap(loop.loader)).__name__
     warnings.warn(
         f"The loop over a {name} goes on after {loop.position + 1} batches, which are read again and dropped: its "
-        "class does not read what its sampler says, or it has an IterableDataset, where nothing can be passed over "
+        "class does not give what its sampler says, or it has an IterableDataset, where nothing can be passed over "
         "from outside. Give the data set (without workers) or the loader the methods state_dict and load_state_dict; "
         "torchdata's StatefulDataLoader has them.",
         UserWarning,

@@ -35,8 +35,9 @@ class Reading(_Base):
     __slots__ = ("_fabric",)
     _fabric: Own
 
-    def _raw_batches(self) -> Iterator[Any]:
+    def _raw_batches(self, order: Order) -> Iterator[Any]:
         running = self._iterator
+        order.reader = weakref.ref(running) if running is not None else None
         batches = self._fabric.serves() if self._fabric.serves else None
         if running is None or batches is None or inspect.getgeneratorstate(batches) == inspect.GEN_CLOSED:
             return super().__iter__()
@@ -57,9 +58,11 @@ class Reading(_Base):
                 sampler, itself = own.dealer[0] if own.dealer else self._index_sampler, weakref.ref(own)
                 own.indices = Indices(sampler, lambda: _order_of(itself), numbered=numbered)
             try:
-                return super()._get_iterator()
+                iterator = super()._get_iterator()
             finally:
                 own.indices = None
+            order.reader = weakref.ref(iterator)
+            return iterator
 
     @contextmanager
     def _lent_to_workers(self, order: Order) -> Iterator[bool]:
