@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,9 +130,11 @@ def test_a_step_is_a_whole_number(
 
 
 def test_a_metric_is_a_number(manager: Callable[..., Checkpoints], folder: Path) -> None:
-    for value in ("good", torch.zeros(2), None):
+    for value in ("good", torch.zeros(2), None, 10**400):
         with pytest.raises(CheckpointError):
             manager().save(state(), 1, metrics={"loss": value})
+    with pytest.raises(CheckpointError, match="numbers, by name"):
+        manager().save(state(), 1, metrics=[0.5])
     assert manager().latest() is None
 
 
@@ -144,6 +147,7 @@ def test_a_metric_is_a_number(manager: Callable[..., Checkpoints], folder: Path)
         {"keep_best": "loss"},
         {"keep_best": ("loss", "least")},
         {"keep_best": (1, "min")},
+        {"keep_best": ("loss", ["min"])},
         {"every": 0},
         {"every": True},
         {"every": 1.5},
@@ -151,6 +155,7 @@ def test_a_metric_is_a_number(manager: Callable[..., Checkpoints], folder: Path)
         {"prefix": ""},
         {"prefix": ".hidden"},
         {"prefix": "a/b"},
+        {"prefix": None},
         {"prefix": "step-000000001"},
     ],
     ids=str,
@@ -322,6 +327,47 @@ def test_what_was_just_saved_stays_although_later_steps_are_there(
     assert steps(checkpoints) == [50, 100]
 
 
+def test_the_last_one_that_is_whole_stays_while_the_next_is_written(
+    fabric: Fabric, manager: Callable[..., Checkpoints], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later ones are there, and damaged: what the training goes on from is none of the newest."""
+    checkpoints = manager()
+    for step in (1, 8, 9):
+        path = checkpoints.save(state(step), step)
+        if step > 1:
+            path.write_bytes(path.read_bytes()[:-300])
+    checkpoints = manager(keep=2)
+    with pytest.warns(UserWarning, match="is left out"):
+        checkpoints.resume(state(), fallback=True)
+    write, go_on = torch.save, threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        assert go_on.wait(60)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(torch, "save", slow)
+    for step in (2, 3):
+        go_on.clear()
+        checkpoints.save(state(step), step, wait=False)
+        assert steps(checkpoints) == [step - 1, 8, 9]
+        go_on.set()
+        fabric.wait_for_save()
+    checkpoints.save(state(4), 4)
+    assert steps(checkpoints) == [4, 8, 9]
+
+
+def test_a_folder_stays_where_it_was_when_the_working_directory_changes(
+    fabric: Fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoints = fabric.checkpoints("runs")
+    checkpoints.save(state(), 1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert checkpoints.save(state(), 2) == tmp_path / "runs" / "step-000000002"
+    assert steps(checkpoints) == [1, 2]
+
+
 def test_nothing_that_is_not_ours_is_deleted(manager: Callable[..., Checkpoints], folder: Path) -> None:
     folder.mkdir(parents=True)
     foreign = [
@@ -336,6 +382,9 @@ def test_nothing_that_is_not_ours_is_deleted(manager: Callable[..., Checkpoints]
     ]
     for name in foreign:
         (folder / name).write_text("somebody else's")
+    (folder / "step-000000077.json").mkdir()
+    (folder / "step-000000077.json" / "notes").write_text("somebody else's")
+    foreign.append("step-000000077.json")
     other = manager(keep=1, prefix="epoch")
     for step in (1, 2):
         other.save(state(), step)

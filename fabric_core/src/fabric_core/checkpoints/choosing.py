@@ -35,7 +35,7 @@ class Best:
         if value is None:
             return None
         is_pair = isinstance(value, Sequence) and len(value) == 2
-        if not is_pair or not isinstance(value[0], str) or value[1] not in SIGNS:
+        if not is_pair or not all(isinstance(word, str) for word in value) or value[1] not in SIGNS:
             raise ConfigurationError(
                 f"keep_best={value!r} does not say which checkpoint is the best. It takes the name of a metric with "
                 "'min' or 'max': keep_best=('val_loss', 'min')."

@@ -58,7 +58,7 @@ class Folder:
     """
 
     def __init__(self, path: Path, prefix: str) -> None:
-        if not PREFIX.fullmatch(prefix):
+        if not (isinstance(prefix, str) and PREFIX.fullmatch(prefix)):
             raise ConfigurationError(
                 f"The prefix {prefix!r} cannot begin the names of checkpoints. It takes letters, digits and '_', then "
                 "'.' and '-' as well, and may not end like a step ('-100')."
@@ -147,9 +147,11 @@ class Folder:
         names = self._names()
         for name in names:
             metrics = self._metrics.fullmatch(name)
-            if self._leftover.fullmatch(name) or (metrics and metrics[1] not in names):
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if self._leftover.fullmatch(name):
                     _delete(self.path / name)
+                elif metrics and metrics[1] not in names:
+                    (self.path / name).unlink()  # not a folder of that name, which is somebody else's
 
     def reserve(self, step: int, metrics: Mapping[str, float]) -> Path:
         """Where the next checkpoint of a step goes; its metrics are on disk already."""

@@ -81,6 +81,7 @@ class Checkpoints:
         self._best = Best.asked(keep_best)
         self._schedule = Schedule(every, fabric.broadcast)
         self._check = check
+        self._mine: list[str] = []
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -118,7 +119,7 @@ class Checkpoints:
             state, filter, wait: As for ``Fabric.save``. What is written in the background is found once it is on disk,
                 and old ones are deleted for it by the next save.
             step: The present step, from 0 on.
-            metrics: Numbers, by name; those of rank 0 count.
+            metrics: Numbers by name, also tensors of one element; those of rank 0 count.
 
         Returns:
             Where it is.
@@ -148,10 +149,19 @@ class Checkpoints:
         return self._folder.reserve(step, numbers)
 
     def _rotate(self, saved: Path) -> None:
+        """Delete what is not to be kept; in any case not the last one of this training's that is on disk.
+
+        It need be neither the newest in the folder nor the one that was just saved, when that is still being written.
+        """
         if self._keep is None:
             return
-        protected = self._folder.protected() | {saved.name}
-        for checkpoint in expendable(self._folder.checkpoints(), self._keep, self._best, protected):
+        found = self._folder.checkpoints()
+        there = {each.path.name for each in found}
+        self._mine.append(saved.name)
+        last = next((name for name in reversed(self._mine) if name in there), saved.name)
+        self._mine = list(dict.fromkeys((last, saved.name)))
+        protected = self._folder.protected() | set(self._mine)
+        for checkpoint in expendable(found, self._keep, self._best, protected):
             self._folder.delete(checkpoint)
 
     # -- finding --------------------------------------------------------------------------------------------------
@@ -214,6 +224,7 @@ class Checkpoints:
                 "resume(state, fallback=True)."
             ) from error
         self._schedule.saved(newest.step)
+        self._mine = [newest.path.name]
         return rest
 
     def _last(self, order: Callable[[list[Checkpoint]], list[Checkpoint]], verify: bool) -> Checkpoint | None:
@@ -255,8 +266,9 @@ class Checkpoints:
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     try:
         return {name: float(value) for name, value in to_scalars(metrics).items()}
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"The metrics of a checkpoint are numbers, by name: {error}.") from error
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).rstrip(".")
+        raise CheckpointError(f"The metrics of a checkpoint are numbers, by name: {reason}.") from error
 
 
 def _checked_step(step: Any) -> int:

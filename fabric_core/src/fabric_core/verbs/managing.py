@@ -51,7 +51,7 @@ class Managing(State, Talking):
         self._require_launched("checkpoints")
         return Checkpoints(
             self,
-            checked_path(path),
+            checked_path(path).absolute(),  # the working directory may change meanwhile
             keep=keep,
             keep_best=keep_best,
             every=every,
