@@ -304,16 +304,43 @@ only(with_evil_values)
 found["evil values"] = error_of(fabric.load, "evil", state)
 found["executed"] = os.path.exists("executed")
 
-def flip():
-    with open("flipped/shard-000001.safetensors", "r+b") as file:
+def flip(name):
+    with open(f"{name}/shard-000001.safetensors", "r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)[0]
         file.seek(-1, 2)
         file.write(bytes([last ^ 1]))
 
 copied("flipped")
-only(flip)
+only(lambda: flip("flipped"))
 found["flipped"] = error_of(fabric.load, "flipped")
+
+# What one rank alone finds, while the others restore.
+class Failing:
+    def state_dict(self):
+        if rank == 1:
+            raise ValueError("of rank 1 alone")
+        return {}
+    load_state_dict = None
+
+def on_one_rank(fabric, state):
+    alone = [error_of(fabric.load, "alone", {"model": state["model"]})]
+    alone.append(error_of(fabric.load_raw, f"own-{rank}", state["model"]))
+    Failing.load_state_dict = lambda self, state: self.state_dict()
+    alone.append(error_of(fabric.load, "whole", {"object": Failing()}))
+    alone.append(error_of(fabric.save, "never", {"object": Failing()}))
+    fabric.load("whole", state)  # and the next time, they still agree
+    return alone, whole(state["model"].state_dict())
+
+fabric.save("alone", {"model": state["model"]})
+fabric.save("own-0", state["model"].state_dict())
+only(lambda: shutil.copytree("own-0", "own-1"))
+only(lambda: flip("alone"))
+only(lambda: flip("own-1"))
+found["alone, fsdp"] = on_one_rank(fabric, state)
+second, theirs = everything("ddp")
+found["alone, ddp"] = on_one_rank(second, theirs)
+second.close()
 
 # What does not fit is said, and nothing hangs.
 class Other(nn.Module):
@@ -409,6 +436,26 @@ def test_what_cannot_be_read_or_written_is_an_error_on_every_rank(
         name, message = found[what]
         assert name == ("CheckpointKeyError" if what == "a missing key" else "CheckpointError")
         assert words in message
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_what_one_rank_alone_finds_is_an_error_on_every_rank(
+    handling: list[dict[str, Any]], strategy: str
+) -> None:
+    for rank, found in enumerate(handling):
+        (chunk, disk, restored, collected), weights = found[f"alone, {strategy}"]
+        for (name, message), told in (
+            (chunk, "Rank 1 could not load the checkpoint 'alone': "),
+            (disk, "Rank 1 could not load the checkpoint 'own-0': "),
+        ):
+            assert name == "CheckpointError"
+            assert "in 'shard-000001.safetensors', which is part of" in message
+            read_by_both = strategy == "ddp" and "alone" in told
+            assert read_by_both or message.startswith(told) == (rank == 0)
+        for error, what in ((restored, "load the checkpoint 'whole'"), (collected, "collect the state for")):
+            assert error[0] == ("CheckpointError" if rank == 0 else "ValueError")
+            assert error[1].startswith(f"Rank 1 could not {what}" if rank == 0 else "of rank 1 alone")
+        assert trees_differ(dict(weights), dict(found["back"][0]["model"])) == []
 
 
 def test_a_checkpoint_survives_a_crash_between_old_and_new(handling: list[dict[str, Any]]) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from fabric_core.background import in_background
 from fabric_core.contracts.store import Store
@@ -31,11 +32,13 @@ class Agreement:
     Args:
         store: What the ranks share; ``None`` when there is one only.
         rank: Who this is.
+        world_size: How many ranks there are.
     """
 
-    def __init__(self, store: Store | None, rank: int) -> None:
+    def __init__(self, store: Store | None, rank: int, world_size: int) -> None:
         self._store = store
         self._rank = rank
+        self._world_size = world_size
         self._counts: Counter[str] = Counter()
 
     def first_failure(self, failure: Exception | None, workers: Sequence[int]) -> tuple[int, str] | None:
@@ -53,8 +56,53 @@ class Agreement:
             reasons = {rank: json.loads(_read(store, f"{key}/{rank}")) for rank in workers}
             failed = [(rank, reason) for rank, reason in reasons.items() if reason is not None]
             store.set(key, json.dumps(failed[0] if failed else None))
-        first = json.loads(_read(store, key))
-        return None if first is None else (first[0], first[1])
+        return _outcome(_read(store, key))
+
+    @contextmanager
+    def jointly(self, what: str) -> Iterator[None]:
+        """What is done in this context succeeds on all ranks or fails on all. Entered by every rank.
+
+        It may use collectives. So who fails says so and waits for nobody: the others may be inside of one, and would
+        wait for it. Who is done waits for the others, as long as it takes. There must be no other agreement in it.
+
+        Args:
+            what: What is done, for messages, such as ``load the checkpoint 'run'``.
+
+        Raises:
+            CheckpointError: It failed on another rank, and here not at all or later and for another reason, such as a
+                collective to which that rank did not come.
+        """
+        store = self._store
+        if store is None:
+            yield
+            return
+        key = self._next_key()
+        try:
+            yield
+        except Exception as error:
+            first = _told(store, key, (self._rank, _reason(error)))
+            if first is None:
+                raise
+            raise CheckpointError(_blaming(first, what)) from error
+        first = self._awaited(store, key, what)
+        if first is not None:
+            raise CheckpointError(_blaming(first, what))
+
+    def _awaited(self, store: Store, key: str, what: str) -> tuple[int, str] | None:
+        """Say that this rank is done, and wait until all are, or one has failed."""
+        marks = [f"{key}/{rank}" for rank in range(self._world_size)]
+        try:
+            store.set(marks[self._rank], "done")
+            if self._rank == 0:
+                _wait(lambda: store.check([key]) or store.check(marks))
+                if not store.check([key]):  # all are done, and nobody can fail any more
+                    store.set(key, json.dumps(None))
+            return _outcome(_read(store, key))
+        except Exception as error:  # of the store: its server ends with rank 0, or with the launcher
+            raise CheckpointError(
+                f"This rank could {what}, but not learn whether all others could, because the store of the job is gone "
+                f"({error}). The first error is that of rank 0."
+            ) from error
 
     def of_rank_zero(self, value: str) -> str:
         """The value that rank 0 has given. Called on every rank; what the others give is ignored."""
@@ -71,13 +119,38 @@ class Agreement:
         return f"agreement/{thread}/{self._counts[thread]}"
 
 
+def _told(store: Store, key: str, failure: tuple[int, str]) -> tuple[int, str] | None:
+    """Say that a rank has failed, unless another one has before it: which one, if for another reason."""
+    with suppress(Exception):  # of the store; the failure itself says more
+        if not store.check([key]):
+            store.set(key, json.dumps(failure))
+            return None
+        first = _outcome(store.get(key).decode())
+        return None if first is None or first[1] == failure[1] else first
+    return None
+
+
+def _outcome(text: str) -> tuple[int, str] | None:
+    outcome = json.loads(text)
+    return None if outcome is None else (outcome[0], outcome[1])
+
+
+def _blaming(failure: tuple[int, str], what: str) -> str:
+    return f"Rank {failure[0]} could not {what}: {failure[1]}"
+
+
 def _read(store: Store, key: str) -> str:
-    """The value of a key, as soon as somebody has set it; see [Note: two threads and one store]."""
+    """The value of a key, as soon as somebody has set it."""
+    _wait(lambda: store.check([key]))
+    return store.get(key).decode()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    """Wait until something is so; see [Note: two threads and one store]."""
     began = time.monotonic()
-    while not store.check([key]):
+    while not condition():
         waited = time.monotonic() - began
         time.sleep(min(max(_SHORTEST_PAUSE, _SHARE * waited), _LONGEST_PAUSE))
-    return store.get(key).decode()
 
 
 def _reason(error: Exception) -> str:

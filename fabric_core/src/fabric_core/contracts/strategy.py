@@ -121,7 +121,7 @@ class Strategy(Part):
     def agreement(self) -> Agreement:
         """How the ranks agree on files. Reading it the first time waits for every rank, as `store` does."""
         if self._agreement is None:
-            self._agreement = Agreement(self.store, self.global_rank)
+            self._agreement = Agreement(self.store, self.global_rank, self.world_size)
         return self._agreement
 
     def teardown(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -58,7 +58,8 @@ class State(Life):
         where, what = checkpoints.path_and_state(path, state)
         if loaders_in(what):
             self._accumulation.warn_if_open()
-        collected = checkpoints.collect(what, self.strategy, self._parts.precision, filter)
+        with self.strategy.agreement.jointly(f"collect the state for the checkpoint {str(where)!r}"):
+            collected = checkpoints.collect(what, self.strategy, self._parts.precision, filter)
         staged = None if wait else self._saving.stage(partial(self.strategy.stage_checkpoint, collected))
         if staged is not None:
             there = where.absolute()  # the working directory may change meanwhile
@@ -119,8 +120,8 @@ class State(Life):
         self._require_launched("load")
         self._saving.wait()
         if state is None:
-            with place_of(path).opened(self.strategy) as local:
-                whole: dict[str, Any] = self.strategy.plain_value(self._read(local, weights_only))
+            with self._opened(place_of(path), weights_only) as loaded:
+                whole: dict[str, Any] = self.strategy.plain_value(loaded)
             return whole
         where, what = checkpoints.path_and_state(path, state)
         if not isinstance(what, MutableMapping):
@@ -128,8 +129,7 @@ class State(Life):
                 f"load restores a dictionary of things, not a {type(what).__name__}; for one bare state dict there is "
                 "load_raw(path, obj)."
             )
-        with where.opened(self.strategy) as local:
-            loaded = self._read(local, weights_only)
+        with self._opened(where, weights_only) as loaded:
             rest = checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
             plain: dict[str, Any] = self.strategy.plain_value(rest)
         return plain
@@ -143,8 +143,13 @@ class State(Life):
         """
         self._require_launched("load_raw")
         self._saving.wait()
-        with place_of(path).opened(self.strategy) as local:
-            checkpoints.restore_raw(self._read(local, weights_only), obj, self.strategy, strict)
+        with self._opened(place_of(path), weights_only) as loaded:
+            checkpoints.restore_raw(loaded, obj, self.strategy, strict)
 
-    def _read(self, path: Path, weights_only: bool) -> dict[str, Any]:
-        return self.strategy.load_checkpoint(path, weights_only=weights_only)
+    @contextmanager
+    def _opened(self, where: Place, weights_only: bool) -> Iterator[dict[str, Any]]:
+        """What a checkpoint holds. What fails on one rank while it is restored, fails on all."""
+        with where.opened(self.strategy) as local:
+            loaded = self.strategy.load_checkpoint(local, weights_only=weights_only)
+            with self.strategy.agreement.jointly(f"load the checkpoint {str(where)!r}"):
+                yield loaded

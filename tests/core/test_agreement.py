@@ -1,0 +1,102 @@
+"""What ranks tell each other through the store: who fails tells it at once, and who is done waits for the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from torch.distributed import HashStore
+
+from fabric_core.contracts.agreement import Agreement
+from fabric_core.errors import CheckpointError, CheckpointKeyError
+
+RANKS = 3
+
+
+@pytest.fixture
+def ranks() -> Iterator[Callable[[Callable[[Agreement, int], Any]], list[Any]]]:
+    """Does something on several ranks at once, as often as asked, and returns the result or error of each."""
+    store = HashStore()
+    agreements = [Agreement(store, rank, RANKS) for rank in range(RANKS)]
+    with ThreadPoolExecutor(RANKS) as pool:
+
+        def on_all(action: Callable[[Agreement, int], Any]) -> list[Any]:
+            futures = [pool.submit(action, agreement, rank) for rank, agreement in enumerate(agreements)]
+            return [future.exception(60) or future.result() for future in futures]
+
+        yield on_all
+
+
+def test_who_fails_does_not_wait_for_the_others(ranks: Any) -> None:
+    raised = threading.Event()
+
+    def work(agreement: Agreement, rank: int) -> None:
+        try:
+            with agreement.jointly("load it"):
+                if rank == 1:
+                    raise CheckpointError("chunk 5 is damaged")
+                assert raised.wait(60)  # a collective: rank 1 has to be out of the context before it can end
+                if rank == 2:
+                    raise RuntimeError("the connection was closed by rank 1")
+        finally:
+            if rank == 1:
+                raised.set()
+
+    zero, one, two = ranks(work)
+    assert str(one) == "chunk 5 is damaged"
+    for told in (zero, two):
+        assert type(told) is CheckpointError
+        assert str(told) == "Rank 1 could not load it: chunk 5 is damaged"
+    assert isinstance(two.__cause__, RuntimeError)
+
+
+def test_who_is_done_waits_until_all_are(ranks: Any) -> None:
+    others = threading.Barrier(RANKS)
+    done: list[int] = []
+
+    def work(agreement: Agreement, rank: int) -> list[int]:
+        others.wait(60)
+        with agreement.jointly("load it"):
+            threading.Event().wait(0.2 * rank)
+            done.append(rank)
+        return list(done)
+
+    assert [sorted(seen) for seen in ranks(work)] == [[0, 1, 2]] * RANKS
+
+
+def test_a_failure_that_all_ranks_find_keeps_its_type(ranks: Any) -> None:
+    def work(agreement: Agreement, rank: int) -> None:
+        with agreement.jointly("load it"):
+            raise CheckpointKeyError("no 'model'")
+
+    assert [type(error) for error in ranks(work)] == [CheckpointKeyError] * RANKS
+
+
+def test_after_a_failure_the_ranks_still_agree(ranks: Any) -> None:
+    def work(agreement: Agreement, rank: int) -> tuple[str, Any]:
+        with pytest.raises(CheckpointError), agreement.jointly("load it"):
+            if rank == 2:
+                raise CheckpointError("damaged")
+        with agreement.jointly("load another"):
+            pass
+        failure = OSError("disk full") if rank == 1 else None
+        return agreement.of_rank_zero(f"of {rank}"), agreement.first_failure(failure, range(RANKS))
+
+    assert ranks(work) == [("of 0", (1, "OSError: disk full"))] * RANKS
+
+
+def test_a_store_that_is_gone_is_no_success() -> None:
+    class Gone(HashStore):
+        def check(self, keys: list[str]) -> bool:
+            raise RuntimeError("failed to recv, got 0 bytes")
+
+    with (
+        pytest.raises(CheckpointError, match="the store of the job is gone"),
+        Agreement(Gone(), 1, 2).jointly("load it"),
+    ):
+        pass
+    with pytest.raises(CheckpointError, match="damaged"), Agreement(Gone(), 1, 2).jointly("load it"):
+        raise CheckpointError("damaged")
