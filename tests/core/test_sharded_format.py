@@ -243,6 +243,42 @@ def test_copies_are_kept_once_and_ranks_that_disagree_are_refused(tmp_path: Path
         two(tmp_path / "other", torch.ones(4), torch.ones(5))
 
 
+# -- the place of a folder -------------------------------------------------------------------------------------------
+
+
+def test_what_a_crash_has_left_of_another_name_is_not_taken_for_this_one(folder: Path) -> None:
+    folder.rename(folder.with_name(".run.1.0abc.tmp"))  # of "run.1"
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        read(folder.with_name("run"))
+    assert read(folder.with_name("run.1"))
+
+
+def test_the_old_folder_goes_back_when_the_new_one_cannot_take_its_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        write(folder, {"other": torch.ones(2, 2)})
+    assert same(read(folder), state())
+    assert not list(folder.parent.glob("*.old"))
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(folder: Path) -> None:
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    write(link, {"other": torch.ones(2, 2)})
+    assert list(read(link)) == ["other"]
+    assert same(read(folder), state())
+    assert sorted(entry.name for entry in folder.parent.iterdir()) == ["folder", "link"]
+
+
 # -- hostile folders -------------------------------------------------------------------------------------------------
 
 

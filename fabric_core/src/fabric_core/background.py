@@ -1,8 +1,14 @@
-"""Work that a thread does while the caller goes on: one piece at a time, and none is lost when the program ends."""
+"""Work that a thread does while the caller goes on: one piece at a time, and none is lost when the program ends.
+
+[Note: threads at the end] The interpreter waits for threads at its end by itself. But before it tells
+``concurrent.futures`` to take no more work, and starts no more threads; work that needs either would fail. So it is
+waited for even earlier, by what ``concurrent.futures`` itself uses: what has asked last is called first.
+"""
 
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401  # it has asked before; see [Note: threads at the end]
 import threading
 from collections.abc import Callable
 
@@ -41,13 +47,17 @@ class Background:
         Raises:
             Exception: What it has raised; once.
         """
-        if self._thread is not None:
-            self._thread.join()
+        self.join()
         self._thread = None
         _unseen.discard(self)
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def join(self) -> None:
+        """Wait until the work is done; what it has raised is left to `wait`."""
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
@@ -71,4 +81,10 @@ def in_background() -> bool:
     return threading.current_thread().name == _THREAD
 
 
+def _join_all() -> None:
+    for background in list(_unseen):
+        background.join()
+
+
+threading._register_atexit(_join_all)  # type: ignore[attr-defined]  # [Note: threads at the end]
 atexit.register(finish)  # what is raised here can only be printed: no exit code follows from it

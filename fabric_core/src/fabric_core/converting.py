@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fabric_core.disk import flush, make_folders
 from fabric_core.errors import CheckpointError, CheckpointKeyError, listing
 from fabric_core.parts.torch_file import TorchFile
 from fabric_core.sharded.boxes import Box
@@ -92,7 +93,7 @@ def shard(file: Path, folder: Path, shards: int = 1, *, weights_only: bool = Tru
     checkpoint = consolidated(file, weights_only=weights_only)
     temporary = temporary_for(folder, secrets.token_hex(4))
     try:
-        temporary.mkdir(parents=True)
+        make_folders(temporary)
         for rank in range(shards):
             write_part(temporary, rank, _divided(checkpoint, rank, shards))
         TorchFile().save(temporary / VALUES, without_shares(_divided(checkpoint, 0, shards)))
@@ -134,9 +135,10 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name, and put it in its place."""
     temporary = temporary_for(file, secrets.token_hex(4))
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(file.parent)
         write(temporary)
         os.replace(temporary, file)
+        flush(file.parent)
     except OSError as error:
         raise CheckpointError(f"Cannot write {str(file)!r}: {error}.") from error
     finally:

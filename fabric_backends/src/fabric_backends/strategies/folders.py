@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.serialization import config as serialization
 
 from fabric_backends.strategies.parallel import ParallelStrategy
+from fabric_core.disk import make_folders
 from fabric_core.errors import CheckpointError, OptionsError, did_you_mean
 from fabric_core.sharded.folders import remove, remove_abandoned, temporary_for
 from fabric_core.sharded.trees import mapped
@@ -59,7 +60,7 @@ class FolderStrategy(ParallelStrategy):
 
         def prepare() -> None:
             remove_abandoned(path)
-            temporary.mkdir(parents=True)
+            make_folders(temporary)
 
         def finish_folder() -> None:
             io.save(temporary / VALUES, without_shares(checkpoint))

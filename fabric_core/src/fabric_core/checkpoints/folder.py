@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric_core.checkpoints.lock import Lock
+from fabric_core.disk import make_folders
 from fabric_core.errors import CheckpointError, ConfigurationError, UnsafeCheckpointError
 from fabric_core.manifest import MANIFEST
 
@@ -140,7 +141,7 @@ class Folder:
         """
         if self._lock is not None and self._lock.is_mine():
             return
-        _make_folders(self.path)
+        make_folders(self.path)
         self._lock = Lock.of(self.path / f".{self._prefix}.lock")
         if not self._lock.is_new():
             return
@@ -203,19 +204,6 @@ class Folder:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-
-
-def _make_folders(folder: Path) -> None:
-    """Create what is missing, and see to it that the new entries are on disk."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.name == "posix":
-        for parent in missing:
-            descriptor = os.open(parent.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 def _is_finished(path: Path) -> bool:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from fabric_core.contracts.checkpoint_io import CheckpointIO
+from fabric_core.disk import flush, make_folders
 from fabric_core.errors import CheckpointError, UnsafeCheckpointError
 from fabric_core.hooks import TORCH_FILE
 from fabric_core.manifest import add_to_archive, check_format, described, read_manifest
@@ -67,7 +68,7 @@ class TorchFile(CheckpointIO):
         try:
             if path.exists() and not path.is_file():
                 raise OSError(f"{_what_is_there(path)}. Name a file")
-            _make_folders(path.parent)
+            make_folders(path.parent)
             _remove_abandoned(path)
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
             try:
@@ -75,11 +76,11 @@ class TorchFile(CheckpointIO):
                     torch.save(checkpoint, file)
                 add_to_archive(temporary, described(FORMAT, VERSION, self.origin))
                 _warn_of_refusal(path, temporary)
-                _flush(temporary)
+                flush(temporary)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-            _flush(path.parent)
+            flush(path.parent)
         except Exception as error:  # whatever pickling an object of the user's may raise, too
             raise CheckpointError(
                 f"Cannot write a checkpoint to {str(path)!r}: {_cause(error)}. What was there before is untouched."
@@ -125,14 +126,6 @@ def _warn_of_refusal(path: Path, written: Path) -> None:
         )
 
 
-def _make_folders(folder: Path) -> None:
-    """Create what is missing, and see to it that the new entries are on disk."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for parent in missing:
-        _flush(parent.parent)
-
-
 def _remove_abandoned(path: Path) -> None:
     """Delete what processes that were killed while they wrote to ``path`` have left."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -164,17 +157,6 @@ def _harmful_call(path: Path) -> str | None:
     ):  # garbage, or one pickle and no file of PyTorch
         return harmful_call(file, pickles=5)
     return None
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk."""
-    if path.is_dir() and os.name == "nt":  # there a folder cannot be opened, and a rename needs no flush
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _one_at_a_time = threading.Lock()

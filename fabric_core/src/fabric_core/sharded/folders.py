@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import shutil
 import time
 from pathlib import Path
 
+from fabric_core.disk import flush
 from fabric_core.manifest import MANIFEST
 
 __all__ = ["find", "remove", "remove_abandoned", "temporary_for"]
@@ -36,18 +37,24 @@ def temporary_for(path: Path, token: str) -> Path:
 
 def publish(folder: Path, path: Path) -> None:
     """Put a folder in its place, in which everything is on disk already. What is there is replaced."""
-    _flush(folder)
+    flush(folder)
     aside = folder.with_suffix(".old")
-    if path.exists():
+    replaces = path.exists()
+    if replaces:
         path.rename(aside)
-    folder.rename(path)
-    _flush(path.parent)
+    try:
+        folder.rename(path)
+    except OSError:
+        if replaces:
+            aside.rename(path)
+        raise
+    flush(path.parent)
     remove(aside)
 
 
 def remove(path: Path) -> None:
-    """Delete a folder or a file, if it is there and can be."""
-    if path.is_dir():
+    """Delete a folder, a file or a link, if it is there and can be."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
@@ -67,15 +74,5 @@ def remove_abandoned(path: Path) -> None:
 def _siblings(path: Path) -> list[Path]:
     if not path.parent.is_dir():
         return []
-    beside = (entry for entry in path.parent.iterdir() if entry.name.startswith(f".{path.name}."))
-    return [entry for entry in beside if entry.suffix in (".tmp", ".old")]
-
-
-def _flush(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    names = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]+\.(tmp|old)")  # and not those of "NAME.1"
+    return [entry for entry in path.parent.iterdir() if names.fullmatch(entry.name)]

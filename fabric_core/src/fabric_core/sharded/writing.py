@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def _merged(folder: Path, world_size: int) -> tuple[dict[str, Any], dict[str, An
     """The indexes of all ranks as one. Of what several have written, the first one counts."""
     files: dict[str, Any] = {}
     tensors: dict[str, Any] = {}
+    there: dict[str, set[Any]] = defaultdict(set)
     for rank in range(world_size):
         index = json.loads((folder / _index(rank)).read_text(encoding="utf-8"))
         files.update(index["files"])
@@ -132,8 +134,9 @@ def _merged(folder: Path, world_size: int) -> tuple[dict[str, Any], dict[str, An
                     f"Rank {rank} has {name!r} as {entry['dtype']} of the shape {entry['shape']}, and others as "
                     f"{known['dtype']} of {known['shape']}. All ranks have to save the same state."
                 )
-            there = {_place(chunk) for chunk in known["chunks"]}
-            known["chunks"] += [chunk for chunk in entry["chunks"] if _place(chunk) not in there]
+            new = [chunk for chunk in entry["chunks"] if _place(chunk) not in there[name]]
+            known["chunks"] += new
+            there[name].update(map(_place, new))
     return files, tensors
 
 
