@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,11 +130,38 @@ def test_ranks_that_see_different_values_are_told_instead_of_waiting_for_each_ot
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"mode": "mni"}, {"patience": 0}, {"patience": 1.5}, {"min_delta": -1.0}, {"non_finite": "ignore"}],
+    [
+        {"mode": "mni"},
+        {"patience": 0},
+        {"patience": 1.5},
+        {"patience": True},
+        {"min_delta": -1.0},
+        {"non_finite": "ignore"},
+    ],
 )
 def test_early_stopping_refuses_what_makes_no_sense(fabric: Fabric, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         EarlyStopping(fabric, **arguments)
+
+
+def test_numbers_may_be_tensors_and_are_kept_as_what_they_were(fabric: Fabric) -> None:
+    early, step = EarlyStopping(fabric), torch.tensor(7)
+    early.update(torch.tensor([0.5], requires_grad=True), step)
+    step += 1
+    assert (early.best, early.best_step) == (0.5, 7)
+    assert type(early.best_step) is int
+    with pytest.raises(ConfigurationError, match=r"shape is \(2,\)"):
+        early.update(torch.zeros(2))
+
+
+def test_the_state_of_something_else_is_refused(fabric: Fabric, tmp_path: Path) -> None:
+    for number, saved in enumerate([5, {"best": 1.0}, Metrics(fabric, {"loss": "mean"}).state_dict()]):
+        fabric.save(tmp_path / f"{number}", {"helper": saved})
+        with pytest.raises(CheckpointError, match="The state of EarlyStopping is needed"):
+            fabric.load(tmp_path / f"{number}", {"helper": EarlyStopping(fabric)})
+        if number < 2:
+            with pytest.raises(CheckpointError, match="The state of Metrics is needed"):
+                fabric.load(tmp_path / f"{number}", {"helper": Metrics(fabric, {"loss": "mean"})})
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
@@ -172,11 +200,21 @@ def test_sums_are_in_float64_whatever_the_values_are(fabric: Fabric) -> None:
 
 
 def test_a_tensor_that_changes_after_it_was_passed_counts_as_what_it_was(fabric: Fabric) -> None:
-    metrics, running = Metrics(fabric, {"sum": "sum"}), torch.zeros(())
-    for _ in range(4):
-        running += 1
-        metrics.update({"sum": running})
-    assert metrics.compute() == {"sum": 10.0}
+    for running in (torch.zeros(1), np.zeros(1), [0.0]):
+        metrics = Metrics(fabric, {"sum": "sum"})
+        for _ in range(4):
+            running[0] += 1
+            metrics.update({"sum": running})
+        assert metrics.compute() == {"sum": 10.0}
+
+
+@pytest.mark.parametrize("weight", [torch.ones(2), torch.ones(3, 1), np.ones((1, 3))])
+def test_weights_that_do_not_fit_are_told_at_once_and_nothing_is_added(fabric: Fabric, weight: Any) -> None:
+    metrics = Metrics(fabric, {"loss": "mean"})
+    metrics.update({"loss": torch.ones(2, 3)}, weight=torch.ones(1, 3))
+    with pytest.raises(ConfigurationError, match=r"'loss' have the shape \(3,\), and their weights \("):
+        metrics.update({"loss": torch.full((3,), 9.0)}, weight=weight)
+    assert metrics.compute() == {"loss": 1.0}
 
 
 def test_nothing_and_what_is_not_finite_are_shown_as_what_they_are(fabric: Fabric) -> None:
@@ -413,6 +451,10 @@ def test_statistics_of_batch_norms_are_those_of_the_averaged_weights(fabric: Fab
     data = [(batch, torch.zeros(len(batch))) for batch in batches(3)]
     swa_utils.update_bn(data, averaged)
     average.update_bn(data)
+    assert_same(average.state_dict()["module"], averaged.module.state_dict())
+    assert_same(model.state_dict(), trained)
+    with pytest.raises(ConfigurationError, match="no batch"):
+        average.update_bn([])
     assert_same(average.state_dict()["module"], averaged.module.state_dict())
     assert_same(model.state_dict(), trained)
 

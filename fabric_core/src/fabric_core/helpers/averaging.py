@@ -137,6 +137,9 @@ class ModelAverage:
         Args:
             loader: Batches of the training data; a batch is what the model is called with, or a tuple that begins
                 with it.
+
+        Raises:
+            ConfigurationError: There was no batch, on any rank.
         """
         norms = {
             name: module for name, module in self._module.named_modules() if isinstance(module, _BatchNorm)
@@ -191,6 +194,8 @@ class ModelAverage:
         if seen is None or norm.running_mean is None or norm.running_var is None:
             return {}
         total = self._fabric.all_reduce(seen, reduce_op="sum")
+        if not total:
+            raise ConfigurationError("update_bn was given no batch, on any rank. Was the loader used up?")
         share = seen / total
         summed = self._fabric.all_reduce(
             [norm.running_mean * share, norm.running_var * share], reduce_op="sum"

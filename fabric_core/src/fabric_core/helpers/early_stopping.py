@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from fabric_core.data.collections import to_scalars
 from fabric_core.errors import ConfigurationError, did_you_mean, listing
 from fabric_core.helpers.exchange import gather_numbers
+from fabric_core.helpers.states import check_state
 
 if TYPE_CHECKING:
     from fabric_core.fabric import Fabric
@@ -62,7 +64,7 @@ class EarlyStopping:
     ) -> None:
         _check_word("mode", mode, get_args(Mode))
         _check_word("non_finite", non_finite, get_args(NonFinite))
-        if not isinstance(patience, int) or patience < 1:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ConfigurationError(f"patience={patience!r} has to be a whole number from 1.")
         if not min_delta >= 0:
             raise ConfigurationError(
@@ -94,10 +96,11 @@ class EarlyStopping:
             Whether to stop, the same on every rank.
 
         Raises:
-            ConfigurationError: Ranks have different values; or the value is not finite and ``non_finite="raise"``.
+            ConfigurationError: Ranks have different values; the value has several elements; or it is not finite and
+                ``non_finite="raise"``.
         """
-        number = self._agreed(float(value))
-        step = self.looks if step is None else step
+        plain = to_scalars({"value": value, "step": self.looks if step is None else step})
+        number, step = self._agreed(float(plain["value"])), plain["step"]
         if self._non_finite == "raise" and not math.isfinite(number):
             raise ConfigurationError(f"EarlyStopping: the value at step {step} is {number}.")
         self.looks += 1
@@ -113,7 +116,12 @@ class EarlyStopping:
         return {name: getattr(self, name) for name in _STATE} | {"patience": self._patience}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave. What ran out of patience goes on when it is given more than it had."""
+        """Go on from what `state_dict` gave. What ran out of patience goes on when it is given more than it had.
+
+        Raises:
+            CheckpointError: It is the state of something else.
+        """
+        check_state("EarlyStopping", state, (*_STATE, "patience"))
         for name in _STATE:
             setattr(self, name, state[name])
         if self.reason.startswith(_NO_BETTER) and self.waited < self._patience > state["patience"]:

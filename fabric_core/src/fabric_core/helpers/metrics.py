@@ -7,6 +7,7 @@ the same bits. On other numbers of ranks each takes over those of some, so that 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 
 from fabric_core.errors import CheckpointError, ConfigurationError, did_you_mean, listing
 from fabric_core.helpers.exchange import gather_numbers
+from fabric_core.helpers.states import check_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,8 +142,8 @@ class Metrics:
                 serves as well. Without one, each element of a tensor counts once.
 
         Raises:
-            ConfigurationError: There is no such metric; or a single number is to go into a mean, and nobody says of
-                how many samples it is the mean.
+            ConfigurationError: There is no such metric; the weights do not fit the values; or a single number is to go
+                into a mean, and nobody says of how many samples it is the mean. Nothing was added then.
         """
         for name, value in values.items():
             if name not in self._kinds:
@@ -152,6 +154,12 @@ class Metrics:
                 raise ConfigurationError(
                     f"The metric {name!r} is a mean, and {value!r} is one number: it has to be said of how many "
                     "samples. Pass weight=len(batch), or weight=1, or the values of all samples as a tensor."
+                )
+            if not _fits(weight, value):
+                raise ConfigurationError(
+                    f"The values of the metric {name!r} have the shape {tuple(getattr(value, 'shape', ()))}, and their "
+                    f"weights {tuple(weight.shape)}, which cannot be broadcast to it. Pass one weight for each value, "
+                    "or one number for all."
                 )
         held_weight = _held(1.0 if weight is None else weight)
         self._pending += [(name, _held(value), held_weight) for name, value in values.items()]
@@ -182,8 +190,9 @@ class Metrics:
         """Go on from what `state_dict` gave, on as many ranks or on others. Called on every rank.
 
         Raises:
-            CheckpointError: It is the state of other metrics.
+            CheckpointError: It is the state of other metrics, or of something else.
         """
+        check_state("Metrics", state, ("kinds", "partials"))
         if dict(state["kinds"]) != self._kinds:
             raise CheckpointError(
                 f"The checkpoint holds the metrics {dict(state['kinds'])}, and these are {self._kinds}. Make them the "
@@ -228,8 +237,17 @@ class Metrics:
 
 
 def _held(value: Any) -> Any:
-    """A value as it is now, whatever happens to the tensor."""
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+    """A value as it is now, whatever happens to the tensor or the array."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else copy.copy(value)
+
+
+def _fits(weight: Any, value: Any) -> bool:
+    """Whether a weight can be broadcast to the shape of a value."""
+    shapes = [tuple(getattr(each, "shape", ())) for each in (weight, value)]
+    return not shapes[0] or (
+        len(shapes[0]) <= len(shapes[1])
+        and all(one in (1, other) for one, other in zip(*map(reversed, shapes), strict=False))
+    )
 
 
 def _on_cpu(value: Any) -> Tensor:
