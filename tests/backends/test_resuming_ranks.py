@@ -9,59 +9,7 @@ import pytest
 
 from fabric_core import Fabric
 
-# A training with numbers from every generator, which differ between the ranks.
-TRAINING = """
-import random
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
-from fabric_core import Fabric, seed_everything
-
-class Noisy(Dataset):
-    def __init__(self, noise):
-        self.noise, self.reads = noise, 0
-
-    def __len__(self):
-        return 32
-
-    def __getitem__(self, index):
-        self.reads += 1
-        noise = [random.random(), float(np.random.rand()), float(torch.rand(1))]
-        return torch.tensor([index / 32, *(number * self.noise for number in noise)])
-
-def train(fabric, folder, resume=None, noise=1.0, epochs=2, keep=(2, 4, 5), seed=3, **options):
-    seed_everything(seed)
-    size = 8 // fabric.world_size
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3 * noise), torch.nn.Linear(8, 1))
-    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
-    data = Noisy(noise)
-    loader = fabric.setup_dataloaders(DataLoader(data, batch_size=size, shuffle=True, **options))
-    torch.manual_seed(seed + 100 * fabric.global_rank)
-    random.seed(seed + fabric.global_rank)
-    state = {"model": model, "optimizer": optimizer, "data": {"loader": loader}, "steps": 0}
-    if resume is not None:
-        fabric.load(resume, state)
-    seen, losses = [], []
-    for epoch in range(loader.epoch, epochs):
-        for batch in loader:
-            seen.append(batch.tolist())
-            loss = model(batch).square().mean()
-            fabric.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(fabric.all_reduce(loss.detach())))
-            state["steps"] += 1
-            if resume is None and state["steps"] in keep:
-                fabric.save(f"{folder}/{state['steps']}", state)
-    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    weights = {name: getattr(tensor, "full_tensor", lambda: tensor)() for name, tensor in weights.items()}
-    return {"seen": seen, "losses": losses, "weights": weights, "reads": data.reads}
-
-def same(whole, rest):
-    count = len(rest["seen"])
-    equal = all(torch.equal(whole["weights"][name], tensor) for name, tensor in rest["weights"].items())
-    return equal and rest["seen"] == whole["seen"][len(whole["seen"]) - count:]
-"""
+TRAINING = (Path(__file__).parent / "programs" / "noisy_training.py").read_text(encoding="utf-8")
 
 PROGRAM = (
     TRAINING
