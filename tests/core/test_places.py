@@ -419,6 +419,38 @@ def test_a_running_loop_that_is_not_in_the_state_is_named(fabric: Fabric, tmp_pa
         break
 
 
+def test_random_numbers_that_nobody_saves_are_told(fabric: Fabric, tmp_path: Path) -> None:
+    class Own(Sampler):
+        def __init__(self) -> None:
+            self.numbers = random.Random(2)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(self.numbers.sample(range(12), 12))
+
+        def __len__(self) -> int:
+            return 12
+
+    class Epochs(Own):
+        def set_epoch(self, epoch: int) -> None:
+            self.numbers = random.Random(epoch)
+
+    class Data(Noisy):
+        def __init__(self) -> None:
+            self.numbers, self.legacy = np.random.default_rng(2), np.random.RandomState(2)
+
+    def save(loader: Any) -> None:
+        fabric.save(tmp_path / "x", {"loader": fabric.setup_dataloaders(loader)})
+
+    with pytest.warns(
+        UserWarning, match=r"loader whose Own draws from random numbers of its own \(numbers\)"
+    ):
+        save(DataLoader(range(12), sampler=Own()))
+    with pytest.warns(UserWarning, match=r"loader whose Data draws .* \(legacy, numbers\)"):
+        save(DataLoader(Data()))
+    save(DataLoader(Noisy(), sampler=Epochs()))
+    save(DataLoader(range(12), shuffle=True, generator=torch.Generator()))
+
+
 def test_a_save_within_a_window_of_accumulation_is_warned_of(fabric: Fabric, tmp_path: Path) -> None:
     model, optimizer = fabric.setup(linear := nn.Linear(1, 1), torch.optim.SGD(linear.parameters(), lr=0.1))
     loader = fabric.setup_dataloaders(DataLoader(torch.ones(4, 1)))

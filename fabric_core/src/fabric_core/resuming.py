@@ -11,6 +11,8 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,9 +21,10 @@ import torch
 
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.data.loader import FabricDataLoader
+from fabric_core.data.place import has_state, users_samplers
 from fabric_core.data.seed import mixed, seed_worker
 from fabric_core.data.streams import Streams
-from fabric_core.errors import CheckpointError
+from fabric_core.errors import CheckpointError, listing
 from fabric_core.wrappers.face import unwrap
 
 _log = logging.getLogger("fabric_core")
@@ -42,6 +45,7 @@ def states_of_ranks(loaders: Sequence[FabricDataLoader], strategy: Strategy) -> 
         CheckpointError: A place holds more than tensors and plain values.
     """
     _warn_of_others(loaders)
+    _warn_of_hidden_numbers(loaders)
     own = {"random": _random_numbers(strategy), "loaders": [loader.state_dict() for loader in loaders]}
     return [own] if strategy.world_size == 1 else _gathered(own, strategy)
 
@@ -135,6 +139,24 @@ def _place_for(loader: FabricDataLoader, places: list[dict[str, Any]], rank: int
         if all(place["share"][name] == share[name] for name in ("replicas", "rank"))
     ]
     return (alike or places)[0]
+
+
+def _warn_of_hidden_numbers(loaders: Sequence[FabricDataLoader]) -> None:
+    """Name what draws from generators that are in no state; what is told the epoch may well make them anew for each."""
+    numpy: Any = sys.modules.get("numpy.random")
+    kinds = (random.Random, *((numpy.Generator, numpy.RandomState) if numpy else ()))
+    parts = [part for each in loaders for part in (*users_samplers(each), each.dataset)]
+    for part in parts:
+        hidden = [name for name, value in getattr(part, "__dict__", {}).items() if isinstance(value, kinds)]
+        if hidden and not has_state(part) and not hasattr(type(part), "set_epoch"):
+            warnings.warn(
+                f"A checkpoint is saved with a loader whose {type(part).__name__} draws from random numbers of its own "
+                f"({listing(hidden)}), which nobody saves: a resumed run draws others. Give it the methods state_dict "
+                "and load_state_dict (and put a data set into the state), or let it draw from a torch.Generator that "
+                "it calls 'generator' (a sampler), or from the generators of the process.",
+                UserWarning,
+                stacklevel=6,
+            )
 
 
 def _warn_of_others(loaders: Sequence[FabricDataLoader]) -> None:

@@ -59,11 +59,16 @@ def generators_of(loader: DataLoader[Any]) -> Generators:
     return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
 
 
-def stateful_samplers(loader: DataLoader[Any]) -> list[Any]:
-    """The samplers of a loader that have a state of their own, each once."""
+def users_samplers(loader: DataLoader[Any]) -> list[Any]:
+    """The samplers of a loader, each once; in place of one that deals out, the one that is dealt out."""
     parts = [*chain_of(loader.batch_sampler), *chain_of(loader.sampler)]
     own = (part.inner if isinstance(part, DistributedSamplerWrapper) else part for part in parts)
-    return [part for part in {id(part): part for part in own}.values() if has_state(part)]
+    return list({id(part): part for part in own}.values())
+
+
+def stateful_samplers(loader: DataLoader[Any]) -> list[Any]:
+    """The samplers of a loader that have a state of their own, each once."""
+    return [part for part in users_samplers(loader) if has_state(part)]
 
 
 def sampler_states(loader: DataLoader[Any]) -> list[Any]:
