@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,40 @@ def test_a_folder_that_was_emptied_is_a_warning(tmp_path: Path, cls: Any) -> Non
     second.log_metrics({"loss": 3.0}, 2)
     second.finalize("success")
     assert any(second.log_dir.iterdir())
+
+
+@pytest.mark.parametrize("cls", [CSVLogger, TensorBoardLogger])
+def test_a_state_that_leads_elsewhere_or_is_another_one_is_refused(tmp_path: Path, cls: Any) -> None:
+    """A checkpoint may be somebody else's: it names no folder outside of that of the logs."""
+    logger = cls(tmp_path / "logs")
+    logger.log_metrics({"a": 1.0}, 0)
+    state = logger.state_dict()
+    victim = tmp_path / "victim"
+    shutil.copytree(logger.log_dir, victim)
+    for version in ("../../victim", str(victim), "..", ".", "", None):
+        with pytest.raises(CheckpointError, match="no name of a folder"):
+            cls(tmp_path / "logs").load_state_dict({**state, "version": version})
+    for other in (3, {}, {"version": state["version"]}):
+        with pytest.raises(CheckpointError, match="does not hold the state of this logger"):
+            cls(tmp_path / "logs").load_state_dict(other)
+    assert sorted(path.name for path in victim.iterdir()) == sorted(
+        path.name for path in logger.log_dir.iterdir()
+    )
+
+
+def test_a_version_of_several_folders_goes_on_as_well(tmp_path: Path) -> None:
+    def logger() -> CSVLogger:
+        return CSVLogger(tmp_path, version="sweep/3")
+
+    before = logger()
+    before.log_metrics({"a": 1.0}, 0)
+    state = before.state_dict()
+    before.log_metrics({"a": 2.0}, 1)
+    before.save()
+    after = logger()
+    after.load_state_dict(state)
+    assert after.log_dir == before.log_dir == tmp_path / "fabric_logs" / "sweep" / "3"
+    assert (after.log_dir / "metrics.csv").read_text() == "step,a\n0,1.0\n"
 
 
 def test_a_table_that_cannot_be_cut_back_is_an_error(tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ class CSVLogger(Logger):
         """Go on in the folder of the run, and cut its table back to what it was.
 
         Raises:
-            CheckpointError: The table cannot be written.
+            CheckpointError: The table cannot be written, or it is the state of something else.
         """
-        if not self._folder.may_be(state["version"]):
+        if not self._folder.continues(state, "table"):
             return
         if self._table is not None:
             self._table.forget()

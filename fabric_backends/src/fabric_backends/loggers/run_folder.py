@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from fabric_core.errors import ConfigurationError
+from fabric_core.errors import CheckpointError, ConfigurationError
 
 
 class RunFolder:
@@ -49,20 +50,40 @@ class RunFolder:
                 ) from error
         return self._path
 
-    def may_be(self, version: str) -> bool:
-        """Whether nobody has asked for another version than the one of this name."""
-        return self._version in (None, version)
+    def continues(self, state: Any, *names: str) -> bool:
+        """Whether a run goes on here: unless this one was given another version.
+
+        Args:
+            state: Of the logger of that run, with its ``version``.
+            names: What else the state has to have.
+
+        Raises:
+            CheckpointError: It is the state of something else, or its version would lead out of the folder of all logs.
+        """
+        if not isinstance(state, Mapping) or not {"version", *names} <= set(state):
+            raise CheckpointError(
+                "The checkpoint does not hold the state of this logger where the state that is loaded has it. Load the "
+                "loggers in the order and under the names in which they were saved, or leave them out of the state."
+            )
+        version = state["version"]
+        if not isinstance(version, str) or Path(version).name != version or version in ("", ".."):
+            raise CheckpointError(
+                f"The checkpoint names {version!r} as the folder of its logs, which is no name of a folder. Leave the "
+                "logger out of the state."
+            )
+        return self._version is None or Path(self._version).name == version
 
     def go_on_with(self, version: str, own: Sequence[str] = ()) -> None:
         """Make the folder of a run that was resumed the folder of this one.
 
         Args:
-            version: The name of its folder.
+            version: The name of its folder, which `continues` has seen.
             own: Patterns of the files of this logger. In a folder that was made for a new run they are deleted, and so
                 is the folder if nothing else is in it.
         """
-        new, self._path = self._path if self._version is None else None, None
-        self._version = version
+        if self._version is not None:
+            return
+        new, self._path, self._version = self._path, None, version
         if new is not None and new != self.path:
             _remove(new, own)
 

@@ -172,9 +172,9 @@ class TensorBoardLogger(Logger):
         """Go on in the folder of the run, and cut its event files back to what they were.
 
         Raises:
-            CheckpointError: They cannot be written.
+            CheckpointError: They cannot be written, or it is the state of something else.
         """
-        if not self._folder.may_be(state["version"]):
+        if not self._folder.continues(state, "files", "points", "next_step"):
             return
         if self._writer is not None:
             _close_quietly(self._writer)

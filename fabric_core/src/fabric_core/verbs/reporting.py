@@ -74,9 +74,9 @@ class Reporting(Life):
             ConfigurationError: A value has several elements.
         """
         if self.is_global_zero and self.loggers:
-            numbers = to_scalars(metrics)
+            numbers, at = to_scalars(metrics), to_scalars({"step": step})["step"]
             for logger in self.loggers:
-                logger.log_metrics(metrics=numbers, step=step)
+                logger.log_metrics(metrics=numbers, step=at)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         if self.callbacks:
