@@ -604,11 +604,13 @@ def test_metrics_reach_every_logger_as_plain_numbers() -> None:
     fabric = Fabric(loggers=[one, two])
     assert fabric.logger is one
     assert fabric.loggers == [one, two]
-    fabric.log("loss", torch.tensor([0.5], requires_grad=True), step=3)
+    step = torch.tensor(3)
+    fabric.log("loss", torch.tensor([0.5], requires_grad=True), step)
+    step += 1
     fabric.log_dict({"a": torch.tensor(2), "b": 1.5, "c": True})
     rows = [({"loss": 0.5}, 3), ({"a": 2, "b": 1.5, "c": True}, None)]
     assert one.rows == two.rows == rows
-    assert [type(value) for value in one.rows[1][0].values()] == [int, float, bool]
+    assert [type(value) for value in (one.rows[0][1], *one.rows[1][0].values())] == [int, int, float, bool]
     with pytest.raises(ConfigurationError, match="'image'"):
         fabric.log("image", torch.ones(2))
     with pytest.raises(SetupError, match=r"no logger.*Fabric\(loggers="):
