@@ -59,6 +59,30 @@ def test_the_signals_are_chosen_by_name_or_number(fabric: Fabric) -> None:
     assert fabric.preempted
 
 
+def test_a_signal_that_is_asked_for_twice_is_heard_once_and_its_handler_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    fabric.watch_for_preemption("SIGTERM", "term", signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert fabric.preempted
+    fabric.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_of_two_that_listen_the_second_goes_on_when_the_first_has_ended() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    first, second = (Fabric(accelerator="cpu", devices=1) for _ in range(2))
+    for fabric in (first, second):
+        fabric.launch()
+        assert not fabric.preempted
+    first.close()
+    os.kill(os.getpid(), signal.SIGTERM)  # which the first would have left to the system
+    assert second.preempted
+    second.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_an_interrupt_may_be_an_announcement_and_a_second_one_interrupts(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ class Notice:
 
     def __init__(self, signals: Iterable[str | int]) -> None:
         self.heard = False
-        self._signals = [signal_number(asked) for asked in signals]
+        self._signals = set(map(signal_number, signals))  # one may be asked for by several names
         self._before: dict[int, Any] = {}
         self._first: dict[int, float] = {}
         self._owner = os.getpid()
@@ -76,17 +76,27 @@ class Notice:
         self._closed = True
         if threading.current_thread() is not threading.main_thread():
             return
-        for signum, before in self._before.items():
+        for signum in self._before:
             if signal.getsignal(signum) == self._hear:
+                before = self._handler_before(signum)
                 signal.signal(signum, signal.SIG_DFL if before is None else before)
 
     @property
     def keeps_alive(self) -> bool:
         """Whether SIGTERM would end this process if it were not noted here."""
-        return self._before.get(signal.SIGTERM, self) in (signal.SIG_DFL, None)
+        return signal.SIGTERM in self._before and self._handler_before(signal.SIGTERM) in (
+            signal.SIG_DFL,
+            None,
+        )
+
+    def _handler_before(self, signum: int) -> Any:
+        """What was installed before; where that was another `Notice` which is closed by now, what was before that."""
+        before = self._before[signum]
+        other = getattr(before, "__self__", None)
+        return other._handler_before(signum) if isinstance(other, Notice) and other._closed else before
 
     def _hear(self, signum: int, frame: FrameType | None) -> None:
-        before, now = self._before[signum], time.monotonic()
+        before, now = self._handler_before(signum), time.monotonic()
         is_ours = os.getpid() == self._owner  # Forked processes hear only what their parents end them by.
         if is_ours and not self._closed and now - self._first.setdefault(signum, now) < _SAME_NOTICE:
             self.heard = True
