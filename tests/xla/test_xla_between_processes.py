@@ -119,6 +119,12 @@ def test_a_checkpoint_that_fails_on_one_rank_fails_on_all(found: list[dict[str, 
     assert second["read"].startswith("CheckpointError: There is no checkpoint at")
 
 
+def test_what_the_ranks_agree_on_is_not_what_they_agreed_on_before(found: list[dict[str, Any]]) -> None:
+    first, second = (answers["opened anew"] for answers in found)
+    assert first.startswith("CheckpointError: Rank 1 could not collect the state")
+    assert second == "ValueError: of rank 1 alone"
+
+
 def test_processes_that_torch_xla_has_not_started_are_refused(found: list[dict[str, Any]]) -> None:
     for answers in found:
         assert answers["foreign"].startswith(

@@ -6,6 +6,7 @@ launcher, on the first machine; only where there was no launcher of ours does ra
 
 from __future__ import annotations
 
+import itertools
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 SERVED = "FABRIC_XLA_STORE"
 """The environment variable in which a launcher says that it serves the store: ``address:port``."""
+
+_meetings = itertools.count()
+"""One number per meeting of this process; all meet in the same order, so it is the same on all of them."""
 
 
 def serve_store(address: str, port: int) -> Store:
@@ -41,12 +45,12 @@ def serve_store(address: str, port: int) -> Store:
 
 
 def join_store(environment: ClusterEnvironment, timeout: timedelta) -> Store:
-    """Connect to the store of the job. Called on every rank.
+    """Connect to the store of the job, with keys that nobody has used before. Called on every rank.
 
     Raises:
         LaunchError: Nobody serves it within ``timeout``.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     served = os.environ.get(SERVED, "")
     address, _, port = served.rpartition(":")
@@ -54,7 +58,8 @@ def join_store(environment: ClusterEnvironment, timeout: timedelta) -> Store:
         address, port = environment.main_address, str(environment.main_port)
     serves = not served and environment.global_rank() == 0
     try:
-        return TCPStore(address, int(port), is_master=serves, timeout=timeout, wait_for_workers=False)
+        store = TCPStore(address, int(port), is_master=serves, timeout=timeout, wait_for_workers=False)
+        return PrefixStore(f"fabric/{next(_meetings)}", store)
     except RuntimeError as error:
         raise LaunchError(
             f"Rank {environment.global_rank()} found no meeting point at {address}:{port} within "

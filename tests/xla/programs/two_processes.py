@@ -49,7 +49,7 @@ def opened(**options: Any) -> Any:
 def told(function: Any, *args: Any, **kwargs: Any) -> str:
     try:
         function(*args, **kwargs)
-    except FabricError as error:
+    except (FabricError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
@@ -99,6 +99,26 @@ def verbs() -> dict[str, Any]:
         return found
 
 
+class OfRankZero:
+    """An object that has a state on rank 0 only."""
+
+    def state_dict(self) -> dict[str, Any]:
+        if RANK == 1:
+            raise ValueError("of rank 1 alone")
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def opened_anew() -> str:
+    """What one says to the others is not what was said in the training before."""
+    with opened() as fabric:
+        fabric.save(FOLDER / "before.ckpt", {"a": 1})
+    with opened() as fabric:
+        return told(fabric.save, FOLDER / "after.ckpt", {"object": OfRankZero()})
+
+
 def weights() -> list[torch.Tensor]:
     found = []
     for sync in (True, False):
@@ -128,6 +148,7 @@ if __name__ == "__main__":
     store = dist.FileStore(str(FOLDER / "group"), 2)
     dist.init_process_group("gloo", store=store, rank=RANK, world_size=2)
     answers = {"foreign": foreign, "training": training(), "verbs": verbs(), "weights": weights()}
+    answers["opened anew"] = opened_anew()
     torch.save(answers, FOLDER / f"answers-{RANK}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -114,7 +114,10 @@ class Strategy(Part):
 
     @property
     def store(self) -> Store | None:
-        """A store that all ranks share, there before `connect`; ``None`` when there is one process only."""
+        """A store that all ranks share, there before `connect`; ``None`` when there is one process only.
+
+        Its keys are unused, also when a training before has used the same server: the verbs count from 1 again.
+        """
         return None
 
     @property
