@@ -100,3 +100,30 @@ def test_a_store_that_is_gone_is_no_success() -> None:
         pass
     with pytest.raises(CheckpointError, match="damaged"), Agreement(Gone(), 1, 2).jointly("load it"):
         raise CheckpointError("damaged")
+
+
+def test_the_store_does_not_grow_with_the_number_of_ranks() -> None:
+    store = HashStore()
+    agreements = [Agreement(store, rank, RANKS) for rank in range(RANKS)]
+
+    def agree(agreement: Agreement) -> None:
+        agreement.first_failure(None, range(RANKS))
+        with agreement.jointly("load it"):
+            pass
+        agreement.on_ranks([1], lambda: None, "write it")
+
+    with ThreadPoolExecutor(RANKS) as pool:
+        list(pool.map(agree, agreements))
+    assert store.num_keys() <= 3  # one for each agreement
+
+
+def test_what_some_ranks_do_fails_on_all(ranks: Any) -> None:
+    def work(agreement: Agreement, rank: int) -> None:
+        def write() -> None:
+            raise OSError(f"disk {rank} is full")
+
+        agreement.on_ranks([1, 2], write, "write it", ". Nothing is lost.")
+
+    for error in ranks(work):
+        assert type(error) is CheckpointError
+        assert str(error) == "Rank 1 could not write it: OSError: disk 1 is full. Nothing is lost."

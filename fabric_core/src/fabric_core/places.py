@@ -173,15 +173,5 @@ class RemotePlace(Place):
 
     def _on_ranks(self, strategy: Strategy, verb: str, action: Callable[[], Any], ranks: range) -> None:
         """Do one part of the work on some ranks, and succeed or fail on all of them."""
-        failure: Exception | None = None
-        if strategy.global_rank in ranks:
-            try:
-                action()
-            except Exception as error:  # the other ranks wait, and have to be told
-                failure = error
-        failed = strategy.agreement.first_failure(failure, ranks)
-        if failed is not None:
-            intact = " What was there before is untouched." if verb == "write" else ""
-            raise CheckpointError(
-                f"Rank {failed[0]} could not {verb} the checkpoint {self._name!r}: {failed[1]}.{intact}"
-            ) from failure
+        intact = ". What was there before is untouched." if verb == "write" else "."
+        strategy.agreement.on_ranks(ranks, action, f"{verb} the checkpoint {self._name!r}", intact)

@@ -14,7 +14,7 @@ from torch.utils.serialization import config as serialization
 
 from fabric_backends.strategies.parallel import ParallelStrategy
 from fabric_core.disk import make_folders
-from fabric_core.errors import CheckpointError, OptionsError, did_you_mean
+from fabric_core.errors import OptionsError, did_you_mean
 from fabric_core.sharded.folders import remove, remove_abandoned, temporary_for
 from fabric_core.sharded.trees import mapped
 from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
@@ -66,30 +66,17 @@ class FolderStrategy(ParallelStrategy):
             io.save(temporary / VALUES, without_shares(checkpoint))
             finish(temporary, path, self.world_size, io.origin)
 
+        def on_ranks(ranks: range, action: Callable[[], None]) -> None:
+            intact = ". What was there before is untouched."
+            self.agreement.on_ranks(ranks, action, f"write the checkpoint {str(path)!r}", intact)
+
         try:
-            self._on_ranks(path, prepare, range(1))
-            self._on_ranks(
-                path, lambda: write_part(temporary, self.global_rank, checkpoint), range(self.world_size)
-            )
-            self._on_ranks(path, finish_folder, range(1))
+            on_ranks(range(1), prepare)
+            on_ranks(range(self.world_size), lambda: write_part(temporary, self.global_rank, checkpoint))
+            on_ranks(range(1), finish_folder)
         finally:
             if self.global_rank == 0:
                 remove(temporary)
-
-    def _on_ranks(self, path: Path, action: Callable[[], None], ranks: range) -> None:
-        """Do one part of the writing on some ranks, and succeed or fail on all of them."""
-        failure: Exception | None = None
-        if self.global_rank in ranks:
-            try:
-                action()
-            except Exception as error:  # the other ranks wait, and have to be told
-                failure = error
-        failed = self.agreement.first_failure(failure, ranks)
-        if failed is not None:
-            raise CheckpointError(
-                f"Rank {failed[0]} could not write the checkpoint {str(path)!r}: {failed[1]}. What was there before is "
-                "untouched."
-            ) from failure
 
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
         """Read a folder of shards, or one file; tensors are read when somebody restores them."""

@@ -280,17 +280,9 @@ class ParallelStrategy(Strategy):
         Raises:
             CheckpointError: Some rank could not copy it; on every rank.
         """
-        failure: Exception | None = None
-        copy: Mapping[str, Any] = {}
-        if self.global_rank in ranks:
-            try:
-                copy = copied(checkpoint)
-            except Exception as error:  # the other ranks must not begin to write
-                failure = error
-        failed = self.agreement.first_failure(failure, ranks)
-        if failed is not None:
-            raise CheckpointError(f"Rank {failed[0]} could not copy the checkpoint: {failed[1]}") from failure
-        return copy
+        copies: list[Mapping[str, Any]] = []
+        self.agreement.on_ranks(ranks, lambda: copies.append(copied(checkpoint)), "copy the checkpoint")
+        return copies[0] if copies else {}
 
     def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
         """Read a checkpoint on every rank, onto the CPU. Called on every rank; it may take as long as it takes.

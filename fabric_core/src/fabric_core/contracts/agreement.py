@@ -53,10 +53,34 @@ class Agreement:
         if self._rank in workers:
             store.set(f"{key}/{self._rank}", json.dumps(own))
         if self._rank == 0:
-            reasons = {rank: json.loads(_read(store, f"{key}/{rank}")) for rank in workers}
+            reasons = {rank: json.loads(_taken(store, f"{key}/{rank}")) for rank in workers}
             failed = [(rank, reason) for rank, reason in reasons.items() if reason is not None]
             store.set(key, json.dumps(failed[0] if failed else None))
         return _outcome(_read(store, key))
+
+    def on_ranks(self, ranks: Sequence[int], action: Callable[[], object], what: str, then: str = "") -> None:
+        """Do something on some ranks, and succeed or fail on all of them. Called on every rank.
+
+        It waits for all of these ranks, however long they take; so it must use no collectives (`jointly` may).
+
+        Args:
+            ranks: Who does it.
+            action: What is done.
+            what: The same in words, for messages, such as ``write the checkpoint 'run'``.
+            then: What is added to the message.
+
+        Raises:
+            CheckpointError: It failed on one of them.
+        """
+        failure: Exception | None = None
+        if self._rank in ranks:
+            try:
+                action()
+            except Exception as error:  # the other ranks wait, and have to be told
+                failure = error
+        failed = self.first_failure(failure, ranks)
+        if failed is not None:
+            raise CheckpointError(f"{_blaming(failed, what)}{then}") from failure
 
     @contextmanager
     def jointly(self, what: str) -> Iterator[None]:
@@ -97,6 +121,8 @@ class Agreement:
                 _wait(lambda: store.check([key]) or store.check(marks))
                 if not store.check([key]):  # all are done, and nobody can fail any more
                     store.set(key, json.dumps(None))
+                    for mark in marks:
+                        store.delete_key(mark)
             return _outcome(_read(store, key))
         except Exception as error:  # of the store: its server ends with rank 0, or with the launcher
             raise CheckpointError(
@@ -143,6 +169,13 @@ def _read(store: Store, key: str) -> str:
     """The value of a key, as soon as somebody has set it."""
     _wait(lambda: store.check([key]))
     return store.get(key).decode()
+
+
+def _taken(store: Store, key: str) -> str:
+    """The same of a key that nobody else reads: it is deleted, so that what the store holds does not grow."""
+    value = _read(store, key)
+    store.delete_key(key)
+    return value
 
 
 def _wait(condition: Callable[[], bool]) -> None:

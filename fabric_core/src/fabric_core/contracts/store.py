@@ -23,6 +23,9 @@ class Store(Protocol):
     def check(self, keys: list[str], /) -> bool:
         """Whether every key is there, without waiting."""
 
+    def delete_key(self, key: str, /) -> bool:
+        """Forget a key and its value. Returns whether it was there."""
+
     def wait(self, keys: list[str], timeout: timedelta, /) -> None:
         """Wait until every key is there, for at most ``timeout``."""
 
