@@ -76,6 +76,13 @@ for strategy in ("ddp", "fsdp"):
     second, fabric = trained(strategy, 6)
     fabric.close()
     answers[strategy] = whole_run, first, second
+
+with fabric_for("ddp", timeout=4) as fabric:
+    fabric.launch()
+    checkpoints = fabric.checkpoints("ddp")
+    check = checkpoints._check
+    checkpoints._check = lambda path: (time.sleep(6), check(path))
+    answers["slow"] = checkpoints.latest(verify=True).name
 answer(answers)
 """,
         timeout=110,
@@ -104,6 +111,10 @@ def test_an_interrupted_training_leaves_the_same_folder_as_one_that_was_not(
 def test_under_a_strategy_that_shards_the_checkpoints_are_folders(answers: list[dict[str, Any]]) -> None:
     assert answers[0]["ddp"][0]["folders"] == []
     assert answers[0]["fsdp"][0]["folders"] == [f"step-00000000{step}" for step in (2, 5, 6)]
+
+
+def test_verifying_may_take_longer_than_a_collective_may(answers: list[dict[str, Any]]) -> None:
+    assert [on_rank["slow"] for on_rank in answers] == ["step-000000006"] * 2
 
 
 def test_the_clock_of_rank_0_decides(answers: list[dict[str, Any]]) -> None:

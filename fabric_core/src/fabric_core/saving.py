@@ -10,9 +10,7 @@ from fabric_core.background import Background
 from fabric_core.errors import CheckpointError
 from fabric_core.staging import Staging
 
-_HEAD_START = (
-    0.001  # seconds in which the caller gets away; else it would wait for the interpreter's lock first
-)
+_HEAD_START = 0.001  # seconds in which the caller gets away, before it has to wait for the interpreter's lock
 
 
 class Saving:

@@ -249,6 +249,8 @@ class Checkpoints:
                 result = action()
             except Exception as error:  # the other ranks wait, and have to be told
                 failure = error
+        # Reading a large checkpoint may take longer than a collective may: wait for rank 0 before there is one.
+        self._fabric.strategy.agreement.first_failure(None, [0])
         outcome = (result, failure and f"{type(failure).__name__}: {failure}")
         result, reason = self._fabric.broadcast(outcome)
         if isinstance(failure, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shutil
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from fabric_core.disk import flush
 from fabric_core.manifest import MANIFEST
+
+_log = logging.getLogger("fabric_core")
 
 __all__ = ["find", "remove", "remove_abandoned", "temporary_for"]
 
@@ -27,7 +30,12 @@ def find(path: Path) -> Path | None:
     if path.exists():
         return None
     finished = [folder for folder in _siblings(path) if (folder / MANIFEST).is_file()]
-    return max(finished, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns, default=None)
+    found = max(finished, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns, default=None)
+    if found is not None:
+        _log.warning(
+            "%s is not there: taken is %s, which a save that was killed has left whole.", path, found
+        )
+    return found
 
 
 def temporary_for(path: Path, token: str) -> Path:

@@ -29,6 +29,9 @@ __all__ = ["SafetensorsFile", "write_safetensors"]
 METADATA = "__metadata__"
 """The one name in a header that is no tensor."""
 
+PYTORCH = {"format": "pt"}
+"""What stands there; some libraries read no weights without it."""
+
 LARGEST_HEADER = 100_000_000
 """Bytes; as the format has it."""
 
@@ -85,7 +88,7 @@ def write_safetensors(
         OSError: It cannot be written.
     """
     ordered = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # each is aligned then
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {METADATA: PYTORCH}
     end = 0
     for name in ordered:
         tensor, begin = tensors[name], end

@@ -109,10 +109,12 @@ class State(Life):
             weights_only: ``False`` allows the file to execute code while it is read. Only for files that you trust.
 
         Returns:
-            What of the checkpoint ``state`` did not ask for.
+            What of the checkpoint ``state`` did not ask for, whole and on the CPU of every rank; so ask for large
+            things, or save without them.
 
         Raises:
-            CheckpointError: There is none, it is damaged, or it does not fit: other shapes, other parameters.
+            CheckpointError: There is none, it is damaged, or it does not fit: other shapes, other parameters; on every
+                rank, also when one alone has found it. What was restored before that may be new then, and the rest old.
                 Or the save before, with ``wait=False``, has failed; nothing was read then.
             CheckpointKeyError: It lacks a key; nothing has been restored then.
             UnsafeCheckpointError: It holds more than ``weights_only`` allows.
