@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from fabric_core.checkpoints.choosing import Best, checked_keep, expendable
 from fabric_core.checkpoints.folder import Checkpoint, Folder
 from fabric_core.checkpoints.schedule import Schedule
+from fabric_core.contracts.strategy import Strategy
 from fabric_core.data.collections import to_scalars
 from fabric_core.errors import (
     CheckpointError,
@@ -31,6 +32,10 @@ class Saving(Protocol):
     @property
     def is_global_zero(self) -> bool:
         """Whether this is global rank 0."""
+
+    @property
+    def strategy(self) -> Strategy:
+        """By whose store the ranks agree."""
 
     def save(self, path: Any, state: Any, filter: Any = None, *, wait: bool = True) -> None:  # noqa: A002
         """As ``Fabric.save``."""
