@@ -21,6 +21,7 @@ from fabric_core.data.iteration import LoaderTracker
 from fabric_core.data.loader import wrap_loader
 from fabric_core.data.seed import seeded_rng
 from fabric_core.data.streams import Streams
+from fabric_core.parts.cpu import CPUAccelerator
 
 pytestmark = [
     pytest.mark.usefixtures("core_alone"),
@@ -467,6 +468,36 @@ def test_a_save_within_a_window_of_accumulation_is_warned_of(fabric: Fabric, tmp
             assert window.is_full
             fabric.save(tmp_path / "x", state)
         fabric.save(tmp_path / "y", {"model": model})
+
+
+def test_random_numbers_of_the_device_go_on_with_those_of_the_host(tmp_path: Path) -> None:
+    class Drawing(CPUAccelerator):
+        """One whose device draws numbers of its own."""
+
+        numbers = torch.Generator()
+
+        def rng_state(self, device: torch.device) -> torch.Tensor:
+            return self.numbers.get_state()
+
+        def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+            self.numbers.set_state(state)
+
+    def drawn() -> list[float]:
+        return [
+            torch.rand(1, generator=generator).item()
+            for generator in (Drawing.numbers, torch.default_generator)
+        ]
+
+    with Fabric(accelerator=Drawing()) as fabric:
+        state = {"loader": fabric.setup_dataloaders(DataLoader(range(3)))}
+        fabric.save(tmp_path / "x", state)
+        after = drawn()
+        fabric.save(tmp_path / "y", {"step": 1})
+        assert drawn() != after
+        fabric.load(tmp_path / "x", state)
+        assert drawn() == after
+        fabric.load(tmp_path / "y", {"step": 0})
+        assert drawn() != after
 
 
 def test_without_a_loader_in_the_state_no_random_number_is_touched(fabric: Fabric, tmp_path: Path) -> None:
