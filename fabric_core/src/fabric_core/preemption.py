@@ -26,9 +26,7 @@ from fabric_core.errors import ConfigurationError
 from fabric_core.supervisor import Milestone, tell_supervisor
 
 _CHECK_EVERY = 0.5  # seconds from one agreement to the next
-_MOST_READS = (
-    64  # between two agreements: a loop that becomes slow is noticed after so many of its slow steps
-)
+_MOST_READS = 64  # between two agreements: a loop that becomes slow is noticed after so many slow steps
 _SAME_NOTICE = 2.0  # seconds in which a scheduler and a supervisor may both pass one notice on
 
 DEFAULT_SIGNALS = ("SIGTERM",)

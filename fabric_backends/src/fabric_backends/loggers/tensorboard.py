@@ -158,9 +158,8 @@ class TensorBoardLogger(Logger):
         """The run's folder, how long its event files are, and where counting goes on."""
         if self._writer is not None:
             self._try(self._flush, 0)
-        is_known = (
-            not self._retry_at and self.log_dir.is_dir()
-        )  # what a disk that fails shows is not what there is
+        # what a disk that fails shows is not what there is
+        is_known = not self._retry_at and self.log_dir.is_dir()
         return {
             "version": self.version,
             "files": {path.name: path.stat().st_size for path in self._event_files()} if is_known else None,

@@ -151,9 +151,9 @@ class EarlyStopping:
         if finite and self._threshold is not None and self._sign * (self._threshold - number) >= 0:
             return f"The value at step {step} is {number}, which is as good as {self._threshold}."
         if self.waited >= self._patience:
-            best = (
-                "there was none yet" if self.best is None else f"it was {self.best} at step {self.best_step}"
-            )
+            best = "there was none yet"
+            if self.best is not None:
+                best = f"it was {self.best} at step {self.best_step}"
             return f"{_NO_BETTER} the best for {self.waited} look(s), until step {step}; {best}."
         return ""
 

@@ -57,9 +57,8 @@ def _extreme(choose: Callable[[float, float], float]) -> Callable[[Partial, Part
     def both(one: Partial, other: Partial) -> Partial:
         if not (one[1] and other[1]):
             return one if one[1] else other
-        return math.nan if math.isnan(one[0]) or math.isnan(other[0]) else choose(one[0], other[0]), one[
-            1
-        ] + other[1]
+        is_nan = math.isnan(one[0]) or math.isnan(other[0])
+        return math.nan if is_nan else choose(one[0], other[0]), one[1] + other[1]
 
     return both
 

@@ -234,9 +234,7 @@ class _Watch:
 
     def _end_after_failure(self, rank: int, child: Child) -> None:
         """Send what ends a rank that waits for one that is gone; nobody can save any more."""
-        if (
-            rank not in self.failures
-        ):  # its own failure is ending it already; it may use the grace period for that
+        if rank not in self.failures:  # those are ending already, and may use the grace period for that
             child.send_signal(SIGKILL if has_told(self.error_dir, rank, Milestone.WATCHES) else SIGTERM)
 
     def _pass_on(self, signum: int) -> None:
