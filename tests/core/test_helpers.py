@@ -214,7 +214,8 @@ def test_weights_that_do_not_fit_are_told_at_once_and_nothing_is_added(fabric: F
     metrics.update({"loss": torch.ones(2, 3)}, weight=torch.ones(1, 3))
     with pytest.raises(ConfigurationError, match=r"'loss' have the shape \(3,\), and their weights \("):
         metrics.update({"loss": torch.full((3,), 9.0)}, weight=weight)
-    assert metrics.compute() == {"loss": 1.0}
+    metrics.update({"loss": [1.0, 4.0]}, weight=torch.tensor([3.0, 1.0]))
+    assert metrics.compute() == {"loss": 1.3}
 
 
 def test_nothing_and_what_is_not_finite_are_shown_as_what_they_are(fabric: Fabric) -> None:

@@ -243,9 +243,13 @@ def _held(value: Any) -> Any:
 def _fits(weight: Any, value: Any) -> bool:
     """Whether a weight can be broadcast to the shape of a value."""
     shapes = [tuple(getattr(each, "shape", ())) for each in (weight, value)]
-    return not shapes[0] or (
-        len(shapes[0]) <= len(shapes[1])
-        and all(one in (1, other) for one, other in zip(*map(reversed, shapes), strict=False))
+    return (
+        not shapes[0]
+        or isinstance(value, list | tuple)  # which are measured when they are added up
+        or (
+            len(shapes[0]) <= len(shapes[1])
+            and all(one in (1, other) for one, other in zip(*map(reversed, shapes), strict=False))
+        )
     )
 
 
