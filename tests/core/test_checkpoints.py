@@ -513,7 +513,7 @@ def test_steps_that_jump_over_a_multiple_do_not_miss_it(manager: Callable[..., C
 def test_it_is_time_when_so_much_time_has_gone_by(
     manager: Callable[..., Checkpoints], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = time.monotonic()
+    now = float(round(time.monotonic()))  # sums of it are exact
     monkeypatch.setattr("fabric_core.checkpoints.schedule.time.monotonic", lambda: now)
     checkpoints = manager(every=datetime.timedelta(minutes=10))
     now += 599
