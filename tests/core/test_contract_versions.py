@@ -44,7 +44,6 @@ NOT_CALLED = {
     "FrozenStrategy.local_rank",
     "FrozenStrategy.node_rank",
     "FrozenStrategy.scale_gradients",
-    "FrozenStrategy.world_size",
 }
 """Methods that a training on one process has no occasion to call."""
 
