@@ -100,5 +100,5 @@ PART_HOOKS: tuple[str, ...] = (
 )
 """The hooks that yield specs; each yields specs of one type."""
 
-OWN_COMMANDS: tuple[str, ...] = ("run", "explain", "plugins", "doctor")
+OWN_COMMANDS: tuple[str, ...] = ("run", "explain", "plugins", "consolidate", "shard", "doctor")
 """The words after ``fabric`` that no distribution can take."""
