@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +141,6 @@ def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     yield workshop
     workshop.pool.terminate()
     workshop.pool.join()
-    forkserver._forkserver._stop()  # both would live on, as children of this process, to its end
-    resource_tracker._resource_tracker._stop()
 
 
 def title(planted: Plugin | Fault) -> str:

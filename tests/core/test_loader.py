@@ -41,18 +41,24 @@ CPU = torch.device("cpu")
 META = torch.device("meta")
 
 
+_earlier: list[psutil.Process] = []  # what other tests have started that lives to the end of the session
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child not in _earlier]
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind() -> Iterator[None]:
+    _earlier[:] = psutil.Process().children()
     threads = set(threading.enumerate())
     with seeded_rng(0):
         yield
     gc.collect()
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and (
-        psutil.Process().children() or set(threading.enumerate()) - threads
-    ):
+    while time.monotonic() < deadline and (children() or set(threading.enumerate()) - threads):
         time.sleep(0.02)
-    assert psutil.Process().children() == []
+    assert children() == []
     assert set(threading.enumerate()) <= threads
 
 
@@ -585,13 +591,13 @@ def test_persistent_workers_serve_every_epoch() -> None:
 def test_workers_end_with_the_loop_that_started_them() -> None:
     wrapped = wrap(DataLoader(range(8), num_workers=2))
     for _ in wrapped:
-        assert len(psutil.Process().children()) == 2
+        assert len(children()) == 2
         break
-    assert psutil.Process().children() == []
+    assert children() == []
     begun = iter(wrapped)
-    assert len(psutil.Process().children()) == 2
+    assert len(children()) == 2
     del begun
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 def test_a_loop_that_is_remembered_keeps_no_worker() -> None:
@@ -603,7 +609,7 @@ def test_a_loop_that_is_remembered_keeps_no_worker() -> None:
         assert loop.remaining(2) == 2
         break
     assert loop.remaining(2) == 0
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 def test_workers_that_another_thread_starts_outlive_that_thread() -> None:
