@@ -98,6 +98,30 @@ def test_the_example_of_the_readme_trains(root: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r"loss 0\.\d{4} on 1 process\(es\)\n", printed)
 
 
+def test_the_resumable_example_of_the_readme_ends_the_same_after_it_was_killed(
+    root: Path, tmp_path: Path
+) -> None:
+    code = named_blocks(root / "README.md")["resumable.py"]
+    due = "checkpoints.save_if_due("
+    assert due in code
+    ends = {
+        "whole": code,
+        "killed": code.replace(due, f"state['step'] == 17 and __import__('os')._exit(9)\n            {due}"),
+    }
+    printed = {}
+    for name, first in ends.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "first.py").write_text(first, encoding="utf-8")
+        (folder / "resumable.py").write_text(code, encoding="utf-8")
+        if name == "killed":
+            assert subprocess.run([sys.executable, "first.py"], cwd=folder, timeout=100).returncode == 9
+            assert any((folder / "checkpoints").iterdir())
+        printed[name] = run("resumable.py", cwd=folder)
+    assert re.fullmatch(r"32 steps, weights -?\d\.\d{9}\n", printed["whole"])
+    assert printed["killed"] == printed["whole"]
+
+
 def test_the_first_example_of_the_core_runs(root: Path, tmp_path: Path) -> None:
     page = (root / "fabric_core" / "README.md").read_text(encoding="utf-8")
     code = next(code for language, _, code in BLOCK.findall(page) if language == "python")
