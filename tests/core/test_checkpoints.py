@@ -24,6 +24,11 @@ from fabric_core.checkpoints import Checkpoints, lock
 pytestmark = pytest.mark.usefixtures("core_alone")
 
 
+def full(*_: Any, **__: Any) -> None:
+    """Take the place of a write to a disk that is full."""
+    raise OSError(28, "No space left on device")
+
+
 @pytest.fixture
 def fabric() -> Iterator[Fabric]:
     with Fabric(accelerator="cpu") as fabric:
@@ -252,9 +257,6 @@ def test_a_save_that_fails_deletes_nothing(
     checkpoints = manager(keep=1)
     checkpoints.save(state(1), 1)
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoints.save(state(2), 2, metrics={"loss": 1})
@@ -284,9 +286,6 @@ def test_a_save_in_the_background_that_fails_is_told_by_the_next_one_and_deletes
 ) -> None:
     checkpoints = manager(keep=1)
     checkpoints.save(state(1), 1)
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
