@@ -12,6 +12,7 @@ sys.path.insert(0, {str(Path(__file__).parent / "programs")!r})
 from sharded_task import *
 import datetime, pathlib, shutil, warnings
 from fabric_core.checkpoints import lock, schedule
+from fabric_core.contracts import agreement
 
 def trained(strategy, steps):
     '''A training that goes on where it was, saves at every step, and says what it found on this rank.'''
@@ -42,17 +43,30 @@ def trained(strategy, steps):
 def agreed(fabric):
     '''What ranks would answer differently, each for itself.'''
     state = {{"number": 1}}
-    now = [0.0]
+    now, clock = [0.0], time.monotonic
     schedule.time.monotonic = lambda: now[0]
     timed = fabric.checkpoints("timed", every=datetime.timedelta(seconds=10))
     now[0] = 11.0 if rank == 0 else 0.0
     due = timed.due(1)
-    schedule.time.monotonic = time.monotonic
+    time.monotonic = clock
     answers = {{"due": due, "empty": fabric.checkpoints("none").latest()}}
     pathlib.Path("a-file").touch()
     answers["a file"] = error_of(fabric.checkpoints("a-file").save, state, 1)
     answers["a metric"] = error_of(timed.save, state, 1, {{"loss": "low" if rank == 0 else 1.0}})
     return answers
+
+def alone(fabric, mine, verb):
+    '''What becomes of a verb that the other rank does not call.'''
+    done = pathlib.Path(f"{{mine}} has waited")
+    if rank != mine:
+        while not done.exists():
+            time.sleep(0.05)
+        return None
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        error = error_of(verb)
+    done.touch()
+    return error, [str(each.message) for each in noted]
 """
 
 
@@ -83,6 +97,14 @@ with fabric_for("ddp", timeout=4) as fabric:
     check = checkpoints._check
     checkpoints._check = lambda path: (time.sleep(6), check(path))
     answers["slow"] = checkpoints.latest(verify=True).name
+
+agreement._QUIET = 0.3
+with fabric_for("ddp", timeout=1) as fabric:
+    fabric.launch()
+    answers["save alone"] = alone(fabric, 0, lambda: fabric.save("run.ckpt", {"step": 1}))
+with fabric_for("ddp", timeout=1) as fabric:
+    fabric.launch()
+    answers["resume alone"] = alone(fabric, 1, lambda: fabric.checkpoints("ddp").resume({"step": 1}))
 answer(answers)
 """,
         timeout=110,
@@ -128,3 +150,21 @@ def test_a_failure_of_rank_0_is_one_of_every_rank(answers: list[dict[str, Any]])
             assert kind == "CheckpointError"
             assert reason in message
     assert [on_rank["agreed"]["empty"] for on_rank in answers] == [None, None]
+
+
+def test_a_rank_that_calls_a_verb_alone_is_told_so_and_does_not_wait_forever(
+    answers: list[dict[str, Any]],
+) -> None:
+    for name, mine, call in (
+        ("save alone", 0, "save('run.ckpt')"),
+        ("resume alone", 1, "checkpoints.resume()"),
+    ):
+        assert answers[1 - mine][name] is None
+        (kind, message), noted = answers[mine][name]
+        assert kind == "SetupError"
+        assert f"Rank {mine} has waited in {call} for 1 s, and rank {1 - mine} did not come." in message
+        [note] = noted
+        assert note.startswith(
+            f"Rank {mine} waits in {call}, and rank {1 - mine} did not come to it for 0 s."
+        )
+        assert "is called on every rank, and not under 'if fabric.is_global_zero'" in note

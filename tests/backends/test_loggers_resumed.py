@@ -125,7 +125,7 @@ def test_the_logs_of_a_run_that_was_killed_again_and_again_are_those_of_a_run_ne
 calls = st.lists(
     st.tuples(
         st.sampled_from(["log", "log", "log", "save"]),
-        st.one_of(st.none(), st.integers(0, 4)),
+        st.one_of(st.none(), st.integers(-1, 4), st.sampled_from([0.5, 1.0, 1e20])),
         st.dictionaries(st.sampled_from("abcd"), st.one_of(st.integers(), st.just(0.1)), min_size=1),
     ),
     max_size=12,

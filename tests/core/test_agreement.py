@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore
 
-from fabric_core.contracts.agreement import Agreement
-from fabric_core.errors import CheckpointError, CheckpointKeyError
+from fabric_core.contracts.agreement import Agreement, _named
+from fabric_core.errors import CheckpointError, CheckpointKeyError, SetupError
 
 RANKS = 3
 
@@ -111,10 +111,11 @@ def test_the_store_does_not_grow_with_the_number_of_ranks() -> None:
         with agreement.jointly("load it"):
             pass
         agreement.on_ranks([1], lambda: None, "write it")
+        agreement.meet("save")
 
     with ThreadPoolExecutor(RANKS) as pool:
         list(pool.map(agree, agreements))
-    assert store.num_keys() <= 3  # one for each agreement
+    assert store.num_keys() <= 4  # one for each agreement
 
 
 def test_what_some_ranks_do_fails_on_all(ranks: Any) -> None:
@@ -127,3 +128,63 @@ def test_what_some_ranks_do_fails_on_all(ranks: Any) -> None:
     for error in ranks(work):
         assert type(error) is CheckpointError
         assert str(error) == "Rank 1 could not write it: OSError: disk 1 is full. Nothing is lost."
+
+
+# -- coming to a verb ---------------------------------------------------------------------------------------------
+
+
+def test_nobody_goes_on_before_all_have_come(ranks: Any) -> None:
+    come: list[int] = []
+
+    def work(agreement: Agreement, rank: int) -> list[int]:
+        threading.Event().wait(0.2 * rank)
+        come.append(rank)
+        agreement.meet("save", "'run'")
+        return sorted(come)
+
+    assert ranks(work) == [[0, 1, 2]] * RANKS
+
+
+@pytest.mark.parametrize("absent", range(RANKS))
+def test_a_rank_that_does_not_come_is_named_once_and_then_it_is_an_error(
+    absent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fabric_core.contracts.agreement._QUIET", 0.1)
+    store = HashStore()
+
+    def work(rank: int) -> None:
+        if rank != absent:
+            Agreement(store, rank, RANKS, patience=1.0).meet("save", "'run'")
+
+    first = 1 if absent == 0 else 0
+    with (
+        pytest.warns(UserWarning, match=f"Rank {first} waits in save.'run'., and rank {absent} did") as noted,
+        ThreadPoolExecutor(RANKS) as pool,
+    ):
+        errors = [future.exception(60) for future in [pool.submit(work, rank) for rank in range(RANKS)]]
+    [note] = noted
+    assert str(note.message) == (
+        f"Rank {first} waits in save('run'), and rank {absent} did not come to it for 0 s. save() is called on every "
+        "rank, and not under 'if fabric.is_global_zero'."
+    )
+    for rank, error in enumerate(errors):
+        expected = f"Rank {rank} has waited in save('run') for 1 s, and rank {absent} did not come. save() is called on"
+        assert error is None if rank == absent else str(error).startswith(expected)
+        assert rank == absent or type(error) is SetupError
+
+
+def test_ranks_that_call_different_verbs_are_told(ranks: Any) -> None:
+    def work(agreement: Agreement, rank: int) -> str:
+        agreement.meet("save", f"'on {rank}'")  # names may differ: that of rank 0 counts
+        with pytest.raises(SetupError) as told:
+            agreement.meet("load" if rank == 2 else "save", "'run'")
+        agreement.meet("save")
+        return str(told.value)
+
+    message = "Rank 0 has called save('run'), and rank 2 load('run')."
+    assert ranks(work) == [f"{message} Every rank calls the same verbs in the same order."] * RANKS
+
+
+def test_many_ranks_are_not_all_named() -> None:
+    assert _named(range(3)) == "the ranks 0, 1, 2"
+    assert _named(range(5000)) == "the ranks 0, 1, 2, 3, 4, 5, 6, 7, …"

@@ -382,6 +382,18 @@ def test_a_plain_model_loads_the_averaged_weights(fabric: Fabric, tmp_path: Path
     assert int(loaded["average"]["count"]["n_averaged"]) == 6
 
 
+def test_an_average_that_does_not_fit_is_called_by_the_name_of_its_model(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    _, _, average = average_in(fabric, [])
+    other = fabric.setup_module(nn.Linear(2, 2))
+    fabric.save(tmp_path / "run.ckpt", {"average": ModelAverage(fabric, other)})
+    with pytest.raises(
+        CheckpointError, match=r"(?s)'average\.module' does not fit this Net;.*loading state_dict for Net"
+    ):
+        fabric.load(tmp_path / "run.ckpt", {"average": average})
+
+
 def test_a_resumed_run_averages_as_if_never_interrupted(fabric: Fabric, tmp_path: Path) -> None:
     _, _, whole = average_in(fabric, batches())
     model, optimizer, average = average_in(fabric, batches()[:2])

@@ -43,7 +43,7 @@ class Table:
         self.lost = 0
         self._process = os.getpid()
         self._rows: list[dict[str, Any]] = []
-        self._row_of_step: dict[int, dict[str, Any]] = {}
+        self._row_of_step: dict[float, dict[str, Any]] = {}
         self._columns: list[str] = []
         self._final = 0  # bytes of the file that will not change
         self._final_rows = 0
@@ -51,7 +51,7 @@ class Table:
         if path.exists():
             self._continue()
 
-    def add(self, step: int | None, metrics: Mapping[str, Any]) -> None:
+    def add(self, step: float | None, metrics: Mapping[str, Any]) -> None:
         """Add metrics to the row of a step, or as a row of their own when there is no step."""
         row = None if step is None else self._row_of_step.get(step)
         if row is None:
@@ -103,7 +103,7 @@ class Table:
             file.writelines(_lines([{name: row.get(name, "") for name in columns}], columns) for row in rows)
             final = file.tell()
         self._columns, self._final, self._final_rows = columns, final, len(rows)
-        self._hold([{**row, STEP: int(row[STEP]) if row[STEP] else None} for row in state["held"]])
+        self._hold([{**row, STEP: _step_of(row[STEP])} for row in state["held"]])
         self.save()
         return int(state["rows"]) - len(rows)
 
@@ -186,6 +186,13 @@ class Table:
 
 def _header(columns: list[str]) -> bytes:
     return _lines([{name: name for name in columns}], columns) if columns else b""
+
+
+def _step_of(cell: str) -> float | None:
+    """The step that a cell holds, from which the same text comes again; steps may be fractions, such as epochs."""
+    if not cell:
+        return None
+    return int(cell) if cell.lstrip("-").isdigit() else float(cell)
 
 
 def _as_texts(row: Mapping[str, Any]) -> dict[str, str]:

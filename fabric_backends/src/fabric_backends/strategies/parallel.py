@@ -146,6 +146,11 @@ class ParallelStrategy(Strategy):
         own = self._own_timeout
         return self.timeout or (TIMEOUT if own is None else max(self.init_timeout, own))
 
+    @property
+    def absence_timeout(self) -> float:
+        """The time-out of collectives, since a rank that does not come to one may not come to the other."""
+        return self._timeout_at_start.total_seconds()
+
     def afterwards(self, action: Callable[[], None]) -> None:
         """Do something once the process group is destroyed, at the latest at the end of the process.
 

@@ -135,10 +135,10 @@ class Checkpoints:
         """
         step = _checked_step(step)
         self._fabric.wait_for_save()  # from here on, it is among those that are there
-        path = self._on_rank_zero(lambda: self._prepare(step, metrics or {}))
+        path = self._on_rank_zero("save", lambda: self._prepare(step, metrics or {}))
         self._fabric.save(path, state, filter, wait=wait)
         self._schedule.saved(step)
-        self._on_rank_zero(lambda: self._rotate(path))
+        self._on_rank_zero("save", lambda: self._rotate(path))
         return path
 
     def _prepare(self, step: int, metrics: Mapping[str, Any]) -> Path:
@@ -172,7 +172,7 @@ class Checkpoints:
     # -- finding --------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Checkpoint]:
-        return iter(self._on_rank_zero(self._folder.checkpoints))
+        return iter(self._on_rank_zero("__iter__", self._folder.checkpoints))
 
     def latest(self, verify: bool = False) -> Path | None:
         """The finished checkpoint of the highest step; ``None`` when there is none.
@@ -180,7 +180,7 @@ class Checkpoints:
         Args:
             verify: Read it first, and skip those that are damaged, with a warning.
         """
-        return _path_of(self._last(lambda found: found, verify))
+        return _path_of(self._last("latest", lambda found: found, verify))
 
     def best(self, verify: bool = False) -> Path | None:
         """The best finished checkpoint, of equal ones the newest; ``None`` when none has the metric, other than as NaN.
@@ -195,7 +195,7 @@ class Checkpoints:
             raise ConfigurationError(
                 "Which checkpoint is the best was never said: fabric.checkpoints(…, keep_best=('val_loss', 'min'))."
             )
-        return _path_of(self._last(self._best.of, verify))
+        return _path_of(self._last("best", self._best.of, verify))
 
     def resume(
         self, state: MutableMapping[str, Any], strict: bool = True, fallback: bool = False
@@ -213,7 +213,7 @@ class Checkpoints:
         Raises:
             CheckpointError: As ``Fabric.load``.
         """
-        newest = self._last(lambda found: found, verify=fallback)
+        newest = self._last("resume", lambda found: found, verify=fallback)
         if newest is None:
             return None
         others = [each.path.name for each in self if each != newest]
@@ -232,21 +232,25 @@ class Checkpoints:
         self._mine = [newest.path.name]
         return rest
 
-    def _last(self, order: Callable[[list[Checkpoint]], list[Checkpoint]], verify: bool) -> Checkpoint | None:
+    def _last(
+        self, verb: str, order: Callable[[list[Checkpoint]], list[Checkpoint]], verify: bool
+    ) -> Checkpoint | None:
         """The last one in some order, or the last one that is not damaged."""
 
         def look() -> Checkpoint | None:
             candidates = reversed(order(self._folder.checkpoints()))
             return next((c for c in candidates if not verify or self._folder.sound(c, self._check)), None)
 
-        return self._on_rank_zero(look)
+        return self._on_rank_zero(verb, look)
 
-    def _on_rank_zero(self, action: Callable[[], T]) -> T:
-        """What an action gives on rank 0, on every rank; when it fails there, all of them fail.
+    def _on_rank_zero(self, verb: str, action: Callable[[], T]) -> T:
+        """What an action of a verb gives on rank 0, on every rank; when it fails there, all of them fail.
 
         Raises:
             CheckpointError: It failed because of the disk, or of what is there.
         """
+        agreement = self._fabric.strategy.agreement
+        agreement.meet(f"checkpoints.{verb}")
         result: Any = None
         failure: Exception | None = None
         if self._fabric.is_global_zero:
@@ -255,7 +259,7 @@ class Checkpoints:
             except Exception as error:  # the other ranks wait, and have to be told
                 failure = error
         # Reading a large checkpoint may take longer than a collective may: wait for rank 0 before there is one.
-        self._fabric.strategy.agreement.first_failure(None, [0])
+        agreement.first_failure(None, [0])
         outcome = (result, failure and f"{type(failure).__name__}: {failure}")
         result, reason = self._fabric.broadcast(outcome)
         if isinstance(failure, OSError):

@@ -11,19 +11,23 @@ looks again. The thread that saves counts its agreements for itself: it may come
 from __future__ import annotations
 
 import json
+import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from fabric_core.background import in_background
 from fabric_core.contracts.store import Store
-from fabric_core.errors import CheckpointError
+from fabric_core.errors import CheckpointError, SetupError
 
 __all__ = ["Agreement"]
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.25  # seconds between two looks at the store
 _SHARE = 0.1  # of the time that was waited already, for the next pause
+_QUIET = 10.0  # seconds that a rank waits for others to come to a verb before it says so
+_MOST_NAMED = 8  # ranks in a message
 
 
 class Agreement:
@@ -33,13 +37,62 @@ class Agreement:
         store: What the ranks share; ``None`` when there is one only.
         rank: Who this is.
         world_size: How many ranks there are.
+        patience: How many seconds a rank waits for another one to come to the same verb.
     """
 
-    def __init__(self, store: Store | None, rank: int, world_size: int) -> None:
+    def __init__(self, store: Store | None, rank: int, world_size: int, patience: float = math.inf) -> None:
         self._store = store
         self._rank = rank
         self._world_size = world_size
+        self._patience = patience
         self._counts: Counter[str] = Counter()
+
+    def meet(self, verb: str, what: str = "") -> None:
+        """Wait until every rank has come to a verb, before anything is done in it. Called on every rank.
+
+        After ten seconds, the first of those that wait warns of those that did not come.
+
+        Args:
+            verb: What the user has called.
+            what: With what, for messages.
+
+        Raises:
+            SetupError: Some rank did not come within ``patience``, or came to another verb; on all that have come.
+        """
+        store = self._store
+        if store is None:
+            return
+        key, call = self._next_key(), f"{verb}({what})"
+        marks = [f"{key}/{rank}" for rank in range(self._world_size)]
+        store.set(marks[self._rank], call)
+        rule = f"{verb}() is called on every rank, and not under 'if fabric.is_global_zero'."
+
+        def warn() -> None:
+            missing = _missing(store, key, marks)
+            if missing and self._rank == next(
+                rank for rank in range(self._world_size) if rank not in missing
+            ):
+                warnings.warn(
+                    f"Rank {self._rank} waits in {call}, and {_named(missing)} did not come to it for "
+                    f"{_QUIET:.0f} s. {rule}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+
+        awaited = marks if self._rank == 0 else [key]
+        if not _wait(lambda: store.check(awaited), (_QUIET, warn), self._patience):
+            raise SetupError(
+                f"Rank {self._rank} has waited in {call} for {self._patience:.0f} s, and "
+                f"{_named(_missing(store, key, marks))} did not come. {rule} Where a rank is busy for longer, the "
+                "strategy's option 'timeout' says how long to wait for it."
+            )
+        if self._rank == 0:
+            store.set(key, json.dumps(_mismatch([store.get(mark).decode() for mark in marks])))
+            for mark in marks:
+                store.delete_key(mark)
+        mismatch = json.loads(_read(store, key))
+        if mismatch is not None:
+            raise SetupError(f"{mismatch} Every rank calls the same verbs in the same order.")
 
     def first_failure(self, failure: Exception | None, workers: Sequence[int]) -> tuple[int, str] | None:
         """The first of some ranks that has failed, and why. Called on every rank, by ``workers`` when they are done.
@@ -178,12 +231,53 @@ def _taken(store: Store, key: str) -> str:
     return value
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    """Wait until something is so; see [Note: two threads and one store]."""
+def _wait(
+    condition: Callable[[], bool],
+    once: tuple[float, Callable[[], None]] | None = None,
+    patience: float = math.inf,
+) -> bool:
+    """Wait until something is so; see [Note: two threads and one store].
+
+    Args:
+        condition: What.
+        once: What to do once, when so many seconds have gone by.
+        patience: Seconds after which to give up.
+
+    Returns:
+        Whether it is so.
+    """
     began = time.monotonic()
     while not condition():
         waited = time.monotonic() - began
+        if waited > patience:
+            return False
+        if once is not None and waited > once[0]:
+            once[1]()
+            once = None
         time.sleep(min(max(_SHORTEST_PAUSE, _SHARE * waited), _LONGEST_PAUSE))
+    return True
+
+
+def _missing(store: Store, key: str, marks: Sequence[str]) -> list[int]:
+    """The ranks that have left no mark; none when all had, and the marks are deleted."""
+    missing = [rank for rank, mark in enumerate(marks) if not store.check([mark])]
+    return [] if store.check([key]) else missing
+
+
+def _named(ranks: Sequence[int]) -> str:
+    """Some ranks in a sentence."""
+    shown = ", ".join(map(str, ranks[:_MOST_NAMED])) + (", …" if len(ranks) > _MOST_NAMED else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"the ranks {shown}"
+
+
+def _mismatch(calls: Sequence[str]) -> str | None:
+    """What is wrong when the ranks have called different verbs."""
+    other = next((rank for rank, call in enumerate(calls) if _verb(call) != _verb(calls[0])), None)
+    return None if other is None else f"Rank 0 has called {calls[0]}, and rank {other} {calls[other]}."
+
+
+def _verb(call: str) -> str:
+    return call.partition("(")[0]
 
 
 def _reason(error: Exception) -> str:

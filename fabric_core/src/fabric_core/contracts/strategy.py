@@ -121,10 +121,15 @@ class Strategy(Part):
         return None
 
     @property
+    def absence_timeout(self) -> float:
+        """How many seconds ranks that have come to ``save``, ``load`` and the like wait for one that has not."""
+        return 600.0
+
+    @property
     def agreement(self) -> Agreement:
         """How the ranks agree on files. Reading it the first time waits for every rank, as `store` does."""
         if self._agreement is None:
-            self._agreement = Agreement(self.store, self.global_rank, self.world_size)
+            self._agreement = Agreement(self.store, self.global_rank, self.world_size, self.absence_timeout)
         return self._agreement
 
     def teardown(self) -> None:

@@ -178,7 +178,9 @@ class ModelAverage:
         return dict(self._module.named_buffers(remove_duplicate=False))
 
     def _skeleton(self, change: Callable[[Tensor], Tensor]) -> _Skeleton:
-        return _Skeleton(self._parameters, self._buffers(), change, self._not_saved)
+        # Messages about what does not fit name the class, which is to be the model's.
+        named: type[_Skeleton] = type(type(self._module).__name__, (_Skeleton,), {})
+        return named(self._parameters, self._buffers(), change, self._not_saved)
 
     def _local_average(self, tensor: Tensor) -> Tensor:
         local = _local(tensor)

@@ -52,10 +52,12 @@ class State(Life):
         Raises:
             CheckpointError: It cannot be written; on every rank. What was there before is intact. Or the save before,
                 with ``wait=False``, has failed; this one was not begun then.
+            SetupError: Some rank did not call ``save`` within the strategy's time-out. A warning says it before.
         """
         self._require_launched("save")
         self._saving.wait()
         where, what = checkpoints.path_and_state(path, state)
+        self.strategy.agreement.meet("save", repr(str(where)))
         if loaders_in(what):
             self._accumulation.warn_if_open()
         with self.strategy.agreement.jointly(f"collect the state for the checkpoint {str(where)!r}"):
@@ -122,7 +124,7 @@ class State(Life):
         self._require_launched("load")
         self._saving.wait()
         if state is None:
-            with self._opened(place_of(path), weights_only) as loaded:
+            with self._opened("load", place_of(path), weights_only) as loaded:
                 whole: dict[str, Any] = self.strategy.plain_value(loaded)
             return whole
         where, what = checkpoints.path_and_state(path, state)
@@ -131,7 +133,7 @@ class State(Life):
                 f"load restores a dictionary of things, not a {type(what).__name__}; for one bare state dict there is "
                 "load_raw(path, obj)."
             )
-        with self._opened(where, weights_only) as loaded:
+        with self._opened("load", where, weights_only) as loaded:
             rest = checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
             plain: dict[str, Any] = self.strategy.plain_value(rest)
         return plain
@@ -145,12 +147,13 @@ class State(Life):
         """
         self._require_launched("load_raw")
         self._saving.wait()
-        with self._opened(place_of(path), weights_only) as loaded:
+        with self._opened("load_raw", place_of(path), weights_only) as loaded:
             checkpoints.restore_raw(loaded, obj, self.strategy, strict)
 
     @contextmanager
-    def _opened(self, where: Place, weights_only: bool) -> Iterator[dict[str, Any]]:
+    def _opened(self, verb: str, where: Place, weights_only: bool) -> Iterator[dict[str, Any]]:
         """What a checkpoint holds. What fails on one rank while it is restored, fails on all."""
+        self.strategy.agreement.meet(verb, repr(str(where)))
         with where.opened(self.strategy) as local:
             loaded = self.strategy.load_checkpoint(local, weights_only=weights_only)
             with self.strategy.agreement.jointly(f"load the checkpoint {str(where)!r}"):
