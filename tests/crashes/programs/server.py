@@ -173,6 +173,16 @@ class Crashes:
             life.rename(self.folder / f"life-{self.report.trainings}")
         else:
             shutil.rmtree(life)
+        print(self.progress(), file=sys.stderr, flush=True)
+
+    def progress(self) -> str:
+        """How far everything is, in a line."""
+        report = self.report
+        return (
+            f"{report.crashes} kills {report.phases}, {report.faults} failed calls, {report.starts} starts, "
+            f"{report.trainings} trainings, {len(report.differ)} not identical, "
+            f"{len(report.complaints)} torn or lost"
+        )
 
     def on_bad_disks(self) -> None:
         """Save to a disk that becomes full, then to one that may not be written to, then to a good one."""
