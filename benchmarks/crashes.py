@@ -3,8 +3,8 @@
 One row per strategy: so many kills with SIGKILL, of a rank or of the supervisor, most of them inside of saves, and one
 in each moment of two saves besides (a moment: one look at the folder of checkpoints, or one change of it); system calls
 that fail; and what the trainings were worth in the end beside one that was never killed. The training is that of the
-suite: its samples are shuffled, and augmented in worker processes, and its loader is in the state. How far it is goes to
-the standard error, with each training that has come to its end.
+suite: samples are shuffled, and augmented in worker processes, and the loader is in the state. How far it is goes to
+the standard error.
 """
 
 from __future__ import annotations

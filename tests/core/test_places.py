@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    Sampler,
+    TensorDataset,
+)
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from fabric_core import CheckpointError, ConfigurationError, Fabric, WrongTypeError
 from fabric_core.data.iteration import LoaderTracker
@@ -22,6 +33,7 @@ from fabric_core.data.loader import wrap_loader
 from fabric_core.data.seed import seeded_rng
 from fabric_core.data.streams import Streams
 from fabric_core.parts.cpu import CPUAccelerator
+from fabric_core.resuming import restore_place
 
 pytestmark = [
     pytest.mark.usefixtures("core_alone"),
@@ -392,6 +404,138 @@ def test_other_batches_go_on_with_the_samples_and_other_kinds_of_batches_are_ref
     own.load_state_dict(state)
     with pytest.raises(CheckpointError, match="batch sampler"):
         iter(own)
+
+
+class Ordered(Sampler):
+    """Indices in an order of its own; in batches, if their size is said."""
+
+    def __init__(self, order: Any, size: int | None = None) -> None:
+        self.order, self.size = list(order), size
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = iter(self.order)
+        if self.size is None:
+            return indices
+        return iter(lambda: list(itertools.islice(indices, self.size)), [])
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / (self.size or 1))
+
+
+class Hidden(Ordered):
+    """An order that follows from random numbers that nobody saves."""
+
+    numbers = random.Random(2)
+
+    def __init__(self) -> None:
+        super().__init__(range(12))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.numbers.sample(self.order, 12))
+
+
+OTHER_ORDERS: dict[str, tuple[Any, Any]] = {
+    "shuffled, then not": (
+        lambda: DataLoader(range(12), batch_size=2, shuffle=True),
+        lambda: DataLoader(range(12), batch_size=2),
+    ),
+    "a sampler with hidden random numbers": (lambda: DataLoader(range(12), batch_size=2, sampler=Hidden()),)
+    * 2,
+    "a batch sampler with larger batches": (
+        lambda: DataLoader(range(12), batch_sampler=Ordered(range(12), 2)),
+        lambda: DataLoader(range(12), batch_sampler=Ordered(range(12), 3)),
+    ),
+    "a sampler that has become short": (
+        lambda: DataLoader(range(12), batch_size=2, sampler=Ordered(range(12))),
+        lambda: DataLoader(range(12), batch_size=2, sampler=Ordered(range(3))),
+    ),
+}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", OTHER_ORDERS)
+def test_another_order_in_the_middle_of_an_epoch_is_refused(name: str, ranks: int) -> None:
+    make, make_other = OTHER_ORDERS[name]
+    seed(5)
+    loader = wrap(make())
+    batches = iter(loader)
+    listed(itertools.islice(batches, 3))
+    state = loader.state_dict()
+    del batches
+    other = wrap(make_other(), num_replicas=ranks)
+    other.load_state_dict(state)
+    if "short" in name and ranks == 2:
+        assert list(other) == []  # nothing is left that could be read twice
+        return
+    with pytest.raises(
+        CheckpointError, match=r"the sample of index \d+ had been read last.*read some samples twice"
+    ):
+        next(iter(other))
+    other.load_state_dict(state)
+    other.set_epoch(1)  # which begins at its beginning
+    assert len(list(other)) == len(other)
+
+
+def test_a_share_that_a_sampler_has_made_by_itself_is_not_gone_on_with_on_other_ranks() -> None:
+    class Own(DistributedSampler):
+        pass
+
+    def make(replicas: int) -> Any:
+        sampler: Any = Own(range(12), replicas, 0)
+        return wrap(DataLoader(range(12), batch_size=2, sampler=sampler), num_replicas=replicas)
+
+    loader = make(2)
+    given = listed(itertools.islice(batches := iter(loader), 1))
+    state = loader.state_dict()
+    del batches
+    (again := make(2)).load_state_dict(state)
+    assert given + listed(again) == listed(make(2))
+    (other := make(3)).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="Own of this loader decides by itself what each rank gets"):
+        next(iter(other))
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_sampler_whose_state_is_how_far_it_has_come_goes_on_in_any_epoch_on_any_ranks(epoch: int) -> None:
+    def make(replicas: int, rank: int) -> Any:
+        sampler = StatefulDistributedSampler(range(12), replicas, rank)
+        return wrap(
+            StatefulDataLoader(range(12), batch_size=2, sampler=sampler), num_replicas=replicas, rank=rank
+        )
+
+    def in_order(loaders: list[Any], batches: int | None = None) -> list[int]:
+        parts = [itertools.chain(*listed(itertools.islice(loader, batches))) for loader in loaders]
+        return [index for turn in zip(*parts, strict=True) for index in turn]
+
+    two = [make(2, 0), make(2, 1)]
+    for _ in range(epoch):
+        in_order(two)
+    running = [iter(loader) for loader in two]
+    assert len(in_order(running, 1)) == 4
+    states = [loader.state_dict() for loader in two]
+    left = in_order(running)
+    for ranks in (1, 2, 4):
+        others = [make(ranks, rank) for rank in range(ranks)]
+        for rank, loader in enumerate(others):
+            loader.load_state_dict(states[rank % 2])
+        assert in_order(others) == left
+
+
+def test_an_iterable_data_set_goes_on_on_other_ranks_between_two_epochs_only() -> None:
+    def make() -> Any:
+        return wrap(DataLoader(Stateful(), batch_size=2))
+
+    two: Any = SimpleNamespace(world_size=2, global_rank=1)
+    between = (loader := make()).state_dict()
+    next(batches := iter(loader))
+    inside = loader.state_dict()
+    del batches
+    restore_place(make(), [between] * 3, two)
+    restore_place(make(), [inside] * 2, two)
+    with pytest.raises(
+        CheckpointError, match="of an IterableDataset on 3 ranks, and there are 2 now.*Resume on 3 ranks"
+    ):
+        restore_place(make(), [inside] * 3, two)
 
 
 def test_what_is_no_place_is_refused(fabric: Fabric, tmp_path: Path) -> None:

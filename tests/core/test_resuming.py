@@ -27,6 +27,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from fabric_core import Fabric, seed_everything
 from fabric_core.data.iteration import LoaderTracker
 from fabric_core.data.loader import wrap_loader
+from fabric_core.data.samplers import DistributedBatchSampler
 from fabric_core.data.seed import seeded_rng
 
 pytestmark = [
@@ -282,19 +283,35 @@ def wrapped(make: Maker, ranks: int, seed: int = 3, **options: Any) -> list[Any]
     ]
 
 
-def epoch_of(loaders: list[Any], batches: int | None = None) -> tuple[list[int], list[Any]]:
-    """The samples in global order that the loops of all ranks give, and the states after some batches."""
+def epoch_of(loaders: list[Any], batches: int | None = None) -> tuple[list[Any], list[Any]]:
+    """The samples in global order that the loops of all ranks give, and the states after some batches.
+
+    Ranks take turns at samples; at batches, if a batch sampler of the user's decides what is in one.
+    """
     given = []
     states: list[Any] = [None] * len(loaders)
     for rank, loader in enumerate(loaders):
-        mine: list[int] = []
+        mine: list[list[Any]] = []
+        whole = isinstance(loader.batch_sampler, DistributedBatchSampler | Pairs)
         for number, batch in enumerate(loader, 1):
-            mine += torch.as_tensor(batch).reshape(-1).tolist()
+            batch = torch.atleast_1d(torch.as_tensor(batch)).tolist()
+            mine += [batch] if whole else [[sample] for sample in batch]
             if number == batches:
                 states[rank] = loader.state_dict()
                 break
         given.append(mine)
-    return [index for turn in zip(*given, strict=True) for index in turn], states
+    return [sample for turn in zip(*given, strict=True) for part in turn for sample in part], states
+
+
+class Pairs(Sampler):
+    """A batch sampler with batches of one and three in turn."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = iter(torch.randperm(48).tolist())
+        return (list(itertools.islice(order, size)) for size in (1, 3) * 12)
+
+    def __len__(self) -> int:
+        return 24
 
 
 ORDERS: dict[str, Callable[[int], Maker]] = {
@@ -304,36 +321,69 @@ ORDERS: dict[str, Callable[[int], Maker]] = {
         lambda: DataLoader(range(48), batch_size=size, shuffle=True, generator=generator())
     ),
     "own sampler": lambda size: lambda: DataLoader(range(48), batch_size=size, sampler=Eager(48)),
-    "one by one": lambda size: lambda: DataLoader(range(48), batch_size=None, shuffle=True),
+    "one by one": lambda _: lambda: DataLoader(range(48), batch_size=None, shuffle=True),
+    "batch sampler": lambda _: lambda: DataLoader(range(48), batch_sampler=Pairs()),
+    "stateful loader": lambda size: lambda: StatefulDataLoader(range(48), batch_size=size, shuffle=True),
+    "stateful loader with workers": lambda size: (
+        lambda: StatefulDataLoader(Noisy(48), batch_size=size, shuffle=True, num_workers=2)
+    ),
+    "workers": lambda size: lambda: DataLoader(Noisy(48), batch_size=size, shuffle=True, num_workers=2),
 }
+"""With so many samples in a batch. Where workers add noise, it has to be the same, too."""
+
+IN_SIXTEEN = {"one by one": 16, "batch sampler": 8}
+"""How many batches there are in 16 samples; where that is not told, as many as the batches are large."""
+
+CHANGES = list(itertools.product((1, 2, 4), repeat=2))
 
 
-@pytest.mark.parametrize(("before", "after"), list(itertools.product((1, 2, 4), repeat=2)))
-@pytest.mark.parametrize("name", ORDERS)
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [(name, *change) for name in ORDERS for change in (CHANGES if "workers" not in name else CHANGES[1::3])],
+)
 def test_on_any_number_of_ranks_the_same_order_goes_on(name: str, before: int, after: int) -> None:
-    one_by_one = name == "one by one"
     first, second = (ORDERS[name](8 // ranks) for ranks in (before, after))
-    given = 2 if not one_by_one else 16 // before
-    torch.manual_seed(1)
-    random.seed(1)
-    np.random.seed(1)
+    given, next_given = (IN_SIXTEEN.get(name, 2 * ranks) // ranks for ranks in (before, after))
+    seed_all(1)
     loaders = wrapped(first, before)
     whole, _ = epoch_of(loaders)
     if before > 1:
         later, _ = epoch_of(loaders)
-    torch.manual_seed(1)
-    random.seed(1)
-    np.random.seed(1)
+    seed_all(1)
     begun, states = epoch_of(wrapped(first, before), given)
     assert begun == whole[:16]
     torch.manual_seed(99)
     loaders = wrapped(second, after, seed=8)
     for rank, loader in enumerate(loaders):
         loader.load_state_dict(states[rank % before])
-    rest, again = epoch_of(loaders, 2 if not one_by_one else 16 // after)
+    rest, again = epoch_of(loaders, next_given)
     assert rest == whole[16:32]
     for rank, loader in enumerate(loaders):  # interrupted once more, in what was taken over
         loader.load_state_dict(again[rank])
     assert epoch_of(loaders)[0] == whole[32:]
     if before > 1:
         assert epoch_of(loaders)[0] == later
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), (4, 2)])
+@pytest.mark.parametrize("name", ["shuffled", "batch sampler", "stateful loader", "workers"])
+def test_at_the_end_of_an_epoch_other_ranks_have_nothing_left_and_go_on_with_the_next(
+    name: str, before: int, after: int
+) -> None:
+    first, second = (ORDERS[name](8 // ranks) for ranks in (before, after))
+    loaders = wrapped(first, before)
+    _, in_the_last = epoch_of(loaders, 3 * IN_SIXTEEN.get(name, 2 * before) // before)
+    between = [loader.state_dict() for loader in loaders]
+    later, _ = epoch_of(loaders)
+    for states, left in ((in_the_last, [[]]), (between, [])):
+        loaders = wrapped(second, after, seed=8)
+        for rank, loader in enumerate(loaders):
+            loader.load_state_dict(states[rank % before])
+        for expected in (*left, later):
+            assert epoch_of(loaders)[0] == expected

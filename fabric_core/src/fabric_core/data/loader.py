@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from fabric_core.data import place
 from fabric_core.data.collections import mover
 from fabric_core.data.iteration import Iteration, LoaderTracker
-from fabric_core.data.order import Order, Share
+from fabric_core.data.order import Order
 from fabric_core.data.own import Own
 from fabric_core.data.reading import Reading
 from fabric_core.data.samplers import listeners_of
@@ -28,6 +28,7 @@ from fabric_core.data.sharding import (
     share_of,
     twin_of,
 )
+from fabric_core.data.share import Share
 from fabric_core.data.streams import Streams
 from fabric_core.errors import ConfigurationError, WrongTypeError
 from fabric_core.wrappers.face import put_on, unwrap

@@ -14,9 +14,10 @@ from __future__ import annotations
 import inspect
 import itertools
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch.utils.data import (
     BatchSampler,
@@ -26,40 +27,14 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from fabric_core.data.consumed import Consumed
 from fabric_core.data.samplers import chain_of, dealt
+from fabric_core.data.share import Share
 from fabric_core.data.streams import Generators, Streams, preserved
 from fabric_core.data.workers import Numbered
 
 _TORCHS = {BatchSampler, RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler}
 _UNMOVED = {BatchSampler, SequentialSampler}
-_SAMPLES_IN_A_BATCH = 2**20
-
-
-class Share(NamedTuple):
-    """How the order of an epoch is dealt out: element k goes to replica k modulo ``replicas``.
-
-    Attributes:
-        replicas, rank: Between how many, and which of them this is; (1, 0) where nothing is dealt out.
-        size: Elements in a batch; ``None`` when a batch sampler of the user's decides, and an element is a batch.
-    """
-
-    replicas: int
-    rank: int
-    size: int | None
-
-    def elements(self, batches: int) -> int:
-        """How many elements of the order all replicas together have consumed after some batches each."""
-        return batches * self.replicas * (self.size or 1)
-
-    def numbers(self, begin: int, batch: int) -> tuple[int, int]:
-        """The number of the first sample of a batch, and the step to its next ones.
-
-        Args:
-            begin: How many elements were consumed before those that are dealt out.
-            batch: The number of the batch from there.
-        """
-        first = begin + self.elements(batch) + self.rank
-        return (first * _SAMPLES_IN_A_BATCH, 1) if self.size is None else (first, self.replicas)
 
 
 class Indices:
@@ -136,6 +111,7 @@ class Order:
         self._captured: dict[str, Streams] = {}
         self._creating = False
         self._begun = 0
+        self._consumed = Consumed()
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -163,19 +139,19 @@ class Order:
         with self._at("first"):
             if scope is not None:
                 self._capture("first", scope)
-            for _ in itertools.islice(indices, self.skip):
-                pass
-        skipped, self.skip = (
-            self.skip,
-            0,
-        )  # a class that lets its sampler begin once more begins at the beginning
+            passed = deque(enumerate(itertools.islice(indices, self.skip)), maxlen=1)
+        # A class that lets its sampler begin once more begins at the beginning.
+        skipped, self.skip = self.skip, 0
+        if skipped:
+            number, last = passed.pop() if passed else (-1, None)
+            self._consumed.compare(last, found=number == skipped - 1)
         self._saved, self.start = {}, None
         self.passed_over = not self.reads_again
-        if not numbered or self.key is None:
-            yield from indices
-            return
+        key = self.key if numbered else None
         for number, batch in enumerate(indices, skipped):
-            yield Numbered(batch, self.key, *self.share.numbers(self.begin, number))
+            self._consumed.note(number, batch)
+            numbers = self.share.numbers(self.begin, number)
+            yield batch if key is None else Numbered(batch, key, *numbers)
 
     def counted(self, batches: Iterator[Any]) -> Iterator[Any]:
         """What a loader's class gives; nothing has to be counted where that is PyTorch's iterator itself."""
@@ -249,13 +225,27 @@ class Order:
             "key": self.key,
             "handed on": self.rest is not None,
             "rearranged": self.rearranged,
+            "last": self._last(batches),
             "origin": self.origin
             or {moment: streams.state_dict() for moment, streams in self._captured.items()},
         }
 
+    def _last(self, batches: int) -> dict[str, int] | None:
+        """The index that was given last, and its number in the whole order; of a batch sampler, that of the batch."""
+        if self._consumed.is_inherited(batches):
+            return self._consumed.last
+        number = batches - self.before - 1
+        drawn = self._consumed.find(number)
+        if drawn is None:
+            return None
+        first = self.begin + self.share.elements(number) + self.share.rank
+        more = 0 if self.share.size is None else (drawn.samples - 1) * self.share.replicas
+        return {"index": drawn.index, "number": first + more}
+
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on with an order that was dealt out alike."""
         self.resumed, self.key = state, state["key"]
+        self._consumed.inherit(state["batches"], state.get("last"))
         self.reads_again = state["rearranged"]
         self.skip = 0 if self.reads_again else state["batches"]
         if "seed" not in state["origin"]:
@@ -274,14 +264,27 @@ class Order:
         self.resumed = state
         self.key, self.origin, self.begin = state["key"], state["origin"], state["elements"]
         self.before = self.begin // self.share.elements(1)
+        self._consumed.inherit(self.before, state.get("last"))
 
         def rest() -> Iterator[Any]:
-            mine = dealt(itertools.islice(elements(), self.begin, None), self.share.replicas, self.share.rank)
+            mine = dealt(self._left_of(elements()), self.share.replicas, self.share.rank)
             if drop_last is None:
                 return mine
             return iter(BatchSampler(mine, self.share.size or 1, drop_last))
 
         self.rest = rest
+
+    def _left_of(self, elements: Iterator[Any]) -> Iterator[Any]:
+        """What all ranks have not consumed."""
+        last = self._consumed.last
+        before = itertools.islice(elements, last["number"] if last else 0, self.begin)
+        for element in itertools.islice(
+            before, 1
+        ):  # none, if it was in what the last round was filled up with
+            self._consumed.compare(element)
+        for _ in before:
+            pass
+        return elements
 
 
 def moments_of(state: dict[str, Any]) -> dict[str, Streams]:

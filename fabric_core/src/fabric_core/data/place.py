@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from fabric_core.data.iteration import Iteration
-from fabric_core.data.order import Order, Share, moments_of
-from fabric_core.data.samplers import DistributedSamplerWrapper, chain_of, replayed
+from fabric_core.data.order import Order, moments_of
+from fabric_core.data.samplers import DistributedSamplerWrapper, chain_of, replayed, torchs
 from fabric_core.data.sharding import whole_order
+from fabric_core.data.share import Share
 from fabric_core.data.streams import Generators, Streams, preserved
 from fabric_core.errors import CheckpointError
 from fabric_core.wrappers.face import unwrap
@@ -67,8 +68,9 @@ def users_samplers(loader: DataLoader[Any]) -> list[Any]:
 
 
 def stateful_samplers(loader: DataLoader[Any]) -> list[Any]:
-    """The samplers of a loader that have a state of their own, each once."""
-    return [part for part in users_samplers(loader) if has_state(part)]
+    """The samplers of a loader that have a state of their own, each once. How far one has come is none."""
+    counting = torchs(DistributedSampler)
+    return [part for part in users_samplers(loader) if has_state(part) and type(part) not in counting]
 
 
 def sampler_states(loader: DataLoader[Any]) -> list[Any]:
@@ -180,19 +182,25 @@ def put(
         )
     source: Any = users.sampler if users.batch_sampler is None else users.batch_sampler
     batched = share.size is not None and users.batch_sampler is not None
-    generators = generators_of(users)
+    drop_last = source.drop_last if batched else None
+    whole, elements = _order_again(users, state, source, batched)
+    order.take_over(loop, elements, drop_last)
+    return order.before, _length(order, whole, bool(drop_last))
 
-    def elements() -> Iterator[Any]:
-        if "seed" in loop["origin"]:
-            return iter(whole_order(users, loop["origin"]["seed"], state["epoch"]))
-        if not batched:
-            return replayed(source, moments_of(loop), generators)
-        singles = replayed(BatchSampler(source.sampler, 1, False), moments_of(loop), generators)
-        return (index for [index] in singles)
 
-    order.take_over(loop, elements, source.drop_last if batched else None)
-    total = _length(order, source.sampler if batched else source, source.drop_last if batched else False)
-    return order.before, total
+def _order_again(
+    users: DataLoader[Any], state: dict[str, Any], source: Any, batched: bool
+) -> tuple[Any, Callable[[], Iterator[Any]]]:
+    """What has the length of the whole order of a loop that was interrupted, and a function that makes that order."""
+    origin = state["loop"]["origin"]
+    if "seed" in origin:
+        order = whole_order(users, origin["seed"], state["epoch"])
+        return order, lambda: iter(order)
+    moments, generators = moments_of(state["loop"]), generators_of(users)
+    if not batched:
+        return source, lambda: replayed(source, moments, generators)
+    one_by_one = type(source)(source.sampler, 1, False)  # of its class, to draw when that draws
+    return source.sampler, lambda: (index for [index] in replayed(one_by_one, moments, generators))
 
 
 def _length(order: Order, source: Any, drop_last: bool) -> int | None:

@@ -9,12 +9,13 @@ with the first elements: all ranks get equally many. ``torch.utils.data.Distribu
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler, Sampler
 
 from fabric_core.data.seed import seeded_rng
 from fabric_core.data.streams import Generators, Streams, preserved
@@ -108,6 +109,13 @@ def chain_of(source: Any) -> Iterator[Any]:
         seen.append(source)
         inner = getattr(source, "batch_sampler", None)
         source = getattr(source, "sampler", None) if inner is None else inner
+
+
+def torchs(kind: type) -> set[type]:
+    """A class of PyTorch's samplers, and what torchdata has in its place for its own loader: with the same order."""
+    module = sys.modules.get("torchdata.stateful_dataloader.sampler")
+    name = "StatefulDistributedSampler" if kind is DistributedSampler else kind.__name__
+    return {kind, getattr(module, name, kind)}
 
 
 def listeners_of(source: Any) -> list[Any]:

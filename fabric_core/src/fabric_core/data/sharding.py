@@ -14,13 +14,14 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
-from fabric_core.data.order import Share
 from fabric_core.data.samplers import (
     DistributedBatchSampler,
     DistributedSamplerWrapper,
     chain_of,
     listeners_of,
+    torchs,
 )
+from fabric_core.data.share import Share
 from fabric_core.errors import CheckpointError, ConfigurationError
 
 L = TypeVar("L", bound="DataLoader[Any]")
@@ -62,7 +63,7 @@ def shard_loader(loader: L, *, num_replicas: int, rank: int, seed: int = 0, shuf
     share = _share_of(source, num_replicas, rank, seed, shuffle, in_batches)
     if not in_batches:
         return _twin_with(loader, sampler=share)
-    if type(source) is BatchSampler:
+    if type(source) in torchs(BatchSampler):
         return _twin_with(loader, batch_sampler=share, sampler=share.sampler)
     return _twin_with(loader, batch_sampler=share)
 
@@ -88,7 +89,13 @@ def share_of(loader: DataLoader[Any]) -> tuple[Share, int | None]:
     if isinstance(loader.dataset, IterableDataset):
         return Share(1, 0, None), None
     source: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    size = 1 if loader.batch_sampler is None else source.batch_size if type(source) is BatchSampler else None
+    size = (
+        1
+        if loader.batch_sampler is None
+        else source.batch_size
+        if type(source) in torchs(BatchSampler)
+        else None
+    )
     part = _distributed_part(source)
     if part is None:
         return Share(1, 0, size), None
@@ -107,9 +114,9 @@ def whole_order(loader: DataLoader[Any], seed: int, epoch: int) -> Any:
     """
     in_batches = loader.batch_sampler is not None
     source: Any = loader.batch_sampler if in_batches else loader.sampler
-    if type(source) is BatchSampler:
+    if type(source) in torchs(BatchSampler):
         source, in_batches = source.sampler, False
-    if type(source) is DistributedSampler:
+    if type(source) in torchs(DistributedSampler):
         order: Any = DistributedSampler(source.dataset, 1, 0, shuffle=source.shuffle, seed=seed)
     elif (part := _distributed_part(source)) is not None:
         raise CheckpointError(
@@ -139,7 +146,7 @@ def reseed(loader: DataLoader[Any], seed: int) -> None:
 def _share_of(
     source: Any, num_replicas: int, rank: int, seed: int, shuffle: bool | None, in_batches: bool
 ) -> Any:
-    shuffles = type(source) is RandomSampler and _visits_each_once(source)
+    shuffles = type(source) in torchs(RandomSampler) and _visits_each_once(source)
     if shuffles or type(source) is SequentialSampler:
         return DistributedSampler(
             source.data_source,
@@ -148,7 +155,7 @@ def _share_of(
             shuffle=shuffles if shuffle is None else shuffle,
             seed=seed,
         )
-    if type(source) is BatchSampler:
+    if type(source) in torchs(BatchSampler):
         indices = _share_of(source.sampler, num_replicas, rank, seed, shuffle, False)
         return BatchSampler(indices, source.batch_size, source.drop_last)
     wrapper = DistributedBatchSampler if in_batches else DistributedSamplerWrapper
