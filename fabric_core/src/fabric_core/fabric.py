@@ -21,6 +21,9 @@ from fabric_core.verbs.managing import Managing
 from fabric_core.verbs.setting_up import SettingUp
 from fabric_core.verbs.step import Step
 from fabric_core.verbs.stopping import Stopping
+from fabric_core.without_dynamo import keep_dynamo_out
+
+keep_dynamo_out()  # at the import, because optimizers are often made before the Fabric
 
 
 class Fabric(SettingUp, Step, Managing, Stopping):

@@ -14,6 +14,7 @@ from types import CodeType, ModuleType
 from fabric_core.background import finish
 from fabric_core.supervisor.entry import enter_rank
 from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD, MODULE_FLAG, SUPERVISOR_PID
+from fabric_core.without_dynamo import keep_dynamo_out
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -34,6 +35,7 @@ def run(arguments: Sequence[str]) -> None:
         os.set_inheritable(int(os.environ[LISTEN_FD]), False)
     parent = int(supervisor) if supervisor else None
     with enter_rank(rank, os.environ.get(ERROR_DIR), parent_pid=parent, alone=alone, excepthook=True):
+        keep_dynamo_out()  # before the program makes its first optimizer
         _run_main(*(_load_module(target, rest) if is_module else _load_path(target, rest)))
         finish()
 
