@@ -96,6 +96,10 @@ for name, writer in ((name, writer) for name in WRITERS for writer in WRITERS[na
             advance(fabric, state)
             read[path, "later"] = look(state)
             read[path, "plain"] = fabric.load(path)
+            rest = fabric.load(path, {"model": state["model"]})
+            unread = repr(rest)
+            if rank == 0:  # needs nothing of the others
+                read[path, "left"] = rest.pop("optimizer"), sorted(rest), unread
         fabric.close()
 answer(read)
 """
@@ -140,6 +144,8 @@ class Runs:
         return self._run(WRITING, world)
 
     def read(self, world: int) -> Any:
+        for writer in WRITERS["sharded"]:
+            self.written(writer)
         return self._run(READING, world)
 
 
@@ -194,6 +200,15 @@ def test_without_a_state_all_of_a_checkpoint_comes_back_whole_and_plain(
         assert list(plain) == ["model", "optimizer", "scheduler", "object", "nested"]
         for key in ("model", "optimizer", "scheduler"):
             assert trees_differ(dict(plain[key]), runs.written(writer)[0][name][key]) == []
+
+
+@pytest.mark.parametrize("writer", [1, 2, 4])
+def test_what_was_not_asked_for_is_read_by_one_rank_alone_when_it_uses_it(runs: Runs, writer: int) -> None:
+    optimizer, others, unread = runs.read(writer)[0][f"sharded-{writer}", "left"]
+    assert trees_differ(optimizer, runs.written(writer)[0]["sharded"]["optimizer"]) == []
+    assert others == ["nested", "object", "scheduler"]
+    assert "'optimizer': <" in unread
+    assert "not read yet>, 'scheduler': {" in unread
 
 
 def test_a_whole_checkpoint_is_what_ddp_writes_and_torch_load_reads(runs: Runs) -> None:
@@ -313,7 +328,7 @@ def flip(name):
 
 copied("flipped")
 only(lambda: flip("flipped"))
-found["flipped"] = error_of(fabric.load, "flipped")
+found["flipped"] = error_of(fabric.load, "flipped", state)
 
 # What one rank alone finds, while the others restore.
 class Failing:

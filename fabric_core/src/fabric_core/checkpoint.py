@@ -24,6 +24,7 @@ from fabric_core.errors import (
 )
 from fabric_core.places import LocalPlace, Place, place_of
 from fabric_core.sharded.reading import plain
+from fabric_core.sharded.remainder import Remainder, is_postponed, postponed, read_now
 from fabric_core.wrappers.face import unwrap
 
 OWN_KEY = "__fabric__"
@@ -115,6 +116,31 @@ def restore(
     if "random" in own and resuming.loaders_in(state):
         resuming.restore_random(strategy.plain_value(own["random"]), strategy)
     return checkpoint
+
+
+def left(rest: Any, where: Place, strategy: Strategy) -> dict[str, Any]:
+    """What `restore` has left, as users get it. Called on every rank; to use it needs no other rank.
+
+    Args:
+        rest: Of a checkpoint that is open.
+        where: Its place; what lies in shards is read from there when it is used.
+        strategy: Makes everything else plain, now.
+    """
+    values = strategy.plain_value(postponed(rest))
+    if type(values) is not dict:  # a state dict with attributes of its own
+        whole: dict[str, Any] = read_now(values)
+        return whole
+
+    def read(key: Any, value: Any) -> Any:
+        try:
+            return where.read_again(value)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"What the checkpoint {str(where)!r} has under {key!r} is read only now that it is used, and it cannot "
+                f"be: {error} Use what load() returns before the checkpoint is replaced or deleted."
+            ) from error
+
+    return Remainder(values, read) if any(map(is_postponed, values.values())) else values
 
 
 def restore_raw(checkpoint: Any, obj: Any, strategy: Strategy, strict: bool, name: str = "") -> None:

@@ -11,13 +11,15 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fabric_core.contracts.agreement import Agreement
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.errors import CheckpointError, WrongTypeError
 from fabric_core.remote import Found, Remote
+from fabric_core.sharded.remainder import read_now
 
 
 def place_of(path: Any) -> Place:
@@ -38,19 +40,48 @@ _FILE = "file://"
 _ADDRESS = re.compile(r"[\w.+:-]+://")
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """One of the processes that put a checkpoint somewhere together, or get it.
+
+    Attributes:
+        agreement: How they agree.
+        rank, world_size: Which one this is, and of how many.
+        node_rank, local_rank, per_node: Its node, which one of its node it is, and of how many.
+    """
+
+    agreement: Agreement
+    rank: int = 0
+    world_size: int = 1
+    node_rank: int = 0
+    local_rank: int = 0
+    per_node: int = 1
+
+    @classmethod
+    def of(cls, strategy: Strategy) -> Ranks:
+        """All ranks of a job."""
+        per_node = strategy.surroundings.processes_per_node
+        where = (strategy.node_rank, strategy.local_rank, per_node)
+        return cls(strategy.agreement, strategy.global_rank, strategy.world_size, *where)
+
+
+ALONE = Ranks(Agreement(None, 0, 1))
+"""A process that needs no other."""
+
+
 class Place(ABC):
-    """Where one checkpoint lies. Each method is called on every rank."""
+    """Where one checkpoint lies."""
 
     @abstractmethod
     def absolute(self) -> Place:
         """The same place, also when the working directory changes."""
 
     @abstractmethod
-    def write(self, strategy: Strategy, save: Callable[[Path], None]) -> None:
-        """Put a checkpoint there.
+    def write(self, ranks: Ranks, save: Callable[[Path], None]) -> None:
+        """Put a checkpoint there. Called on every one of ``ranks``.
 
         Args:
-            strategy: Who this is, and how the ranks agree.
+            ranks: Who writes it.
             save: Writes it to a path on a disk, on every rank.
 
         Raises:
@@ -58,11 +89,24 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def opened(self, strategy: Strategy) -> Any:
+    def opened(self, ranks: Ranks) -> Any:
         """A context with the path on a disk where the checkpoint can be read, as long as it is open.
+
+        Called on every one of ``ranks``.
 
         Raises:
             CheckpointError: There is none, or it cannot be fetched; on every rank.
+        """
+
+    @abstractmethod
+    def read_again(self, tree: Any) -> Any:
+        """Read what was left for later of a checkpoint that was opened, for this process alone.
+
+        Args:
+            tree: With `fabric_core.sharded.remainder.Later` in it.
+
+        Raises:
+            CheckpointError: It cannot be read any more, or is another checkpoint now.
         """
 
 
@@ -79,14 +123,18 @@ class LocalPlace(Place):
         """See `Place`."""
         return LocalPlace(self.path.absolute())
 
-    def write(self, strategy: Strategy, save: Callable[[Path], None]) -> None:
+    def write(self, ranks: Ranks, save: Callable[[Path], None]) -> None:
         """See `Place`."""
         save(self.path)
 
     @contextmanager
-    def opened(self, strategy: Strategy) -> Iterator[Path]:
+    def opened(self, ranks: Ranks) -> Iterator[Path]:
         """See `Place`."""
         yield self.path
+
+    def read_again(self, tree: Any) -> Any:
+        """See `Place`."""
+        return read_now(tree)
 
 
 class RemotePlace(Place):
@@ -103,9 +151,9 @@ class RemotePlace(Place):
         """See `Place`."""
         return self
 
-    def write(self, strategy: Strategy, save: Callable[[Path], None]) -> None:
+    def write(self, ranks: Ranks, save: Callable[[Path], None]) -> None:
         """See `Place`. Each rank uploads its share of the files; see [Note: remote folders]."""
-        agreement, rank, ranks = strategy.agreement, strategy.global_rank, strategy.world_size
+        agreement = ranks.agreement
         token = agreement.of_rank_zero(secrets.token_hex(8))
         staging = Path(agreement.of_rank_zero(tempfile.gettempdir())) / f"fabric-{token}"
         local = staging / "checkpoint"
@@ -117,7 +165,7 @@ class RemotePlace(Place):
         def upload() -> None:
             if local.is_dir():
                 names = sorted(entry.name for entry in local.iterdir())
-                Remote(self._url).upload(local, names[rank::ranks], token)
+                Remote(self._url).upload(local, names[ranks.rank :: ranks.world_size], token)
 
         def publish() -> None:
             if local.is_dir():
@@ -126,12 +174,12 @@ class RemotePlace(Place):
                 Remote(self._url).publish_file(local, token)
 
         try:
-            self._on_ranks(strategy, "write", prepare, range(1))
+            self._on_ranks(agreement, "write", prepare, range(1))
             self._save(save, local)
-            self._on_ranks(strategy, "write", upload, range(ranks))
-            self._on_ranks(strategy, "write", publish, range(1))
+            self._on_ranks(agreement, "write", upload, range(ranks.world_size))
+            self._on_ranks(agreement, "write", publish, range(1))
         finally:
-            if rank == 0:
+            if ranks.rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
 
     def _save(self, save: Callable[[Path], None], local: Path) -> None:
@@ -144,34 +192,39 @@ class RemotePlace(Place):
             ) from error
 
     @contextmanager
-    def opened(self, strategy: Strategy) -> Iterator[Path]:
+    def opened(self, ranks: Ranks) -> Iterator[Path]:
         """See `Place`. The ranks of a node share the work and the copy."""
-        agreement, ranks, first = strategy.agreement, range(strategy.world_size), strategy.local_rank == 0
+        agreement, everybody, first = ranks.agreement, range(ranks.world_size), ranks.local_rank == 0
         token = agreement.of_rank_zero(secrets.token_hex(8))
-        staging = Path(tempfile.gettempdir()) / f"fabric-{token}-{strategy.node_rank}"
-        found = self._found(strategy)
+        staging = Path(tempfile.gettempdir()) / f"fabric-{token}-{ranks.node_rank}"
+        found = self._found(agreement)
 
         def fetch() -> None:
-            share = sorted(found.sizes)[strategy.local_rank :: strategy.surroundings.processes_per_node]
+            share = sorted(found.sizes)[ranks.local_rank :: ranks.per_node]
             Remote(self._url).fetch(found, share, staging)
 
         try:
-            self._on_ranks(strategy, "read", lambda: staging.mkdir(mode=0o700) if first else None, ranks)
-            self._on_ranks(strategy, "read", fetch, ranks)
+            self._on_ranks(agreement, "read", lambda: staging.mkdir(mode=0o700) if first else None, everybody)
+            self._on_ranks(agreement, "read", fetch, everybody)
             yield staging if found.folder is not None else staging / next(iter(found.sizes))
-            agreement.first_failure(None, ranks)  # nobody reads any more
+            agreement.first_failure(None, everybody)  # nobody reads any more
         finally:
             if first:
                 shutil.rmtree(staging, ignore_errors=True)
 
-    def _found(self, strategy: Strategy) -> Found:
+    def read_again(self, tree: Any) -> Any:
+        """See `Place`. It is fetched again."""
+        with self.opened(ALONE) as path:
+            return read_now(tree, path)
+
+    def _found(self, agreement: Agreement) -> Found:
         """What rank 0 finds."""
         seen: list[Found] = []
-        self._on_ranks(strategy, "read", lambda: seen.append(Remote(self._url).find()), range(1))
-        text = strategy.agreement.of_rank_zero(json.dumps(asdict(seen[0])) if seen else "")
+        self._on_ranks(agreement, "read", lambda: seen.append(Remote(self._url).find()), range(1))
+        text = agreement.of_rank_zero(json.dumps(asdict(seen[0])) if seen else "")
         return Found(**json.loads(text))
 
-    def _on_ranks(self, strategy: Strategy, verb: str, action: Callable[[], Any], ranks: range) -> None:
+    def _on_ranks(self, agreement: Agreement, verb: str, action: Callable[[], Any], ranks: range) -> None:
         """Do one part of the work on some ranks, and succeed or fail on all of them."""
         intact = ". What was there before is untouched." if verb == "write" else "."
-        strategy.agreement.on_ranks(ranks, action, f"{verb} the checkpoint {self._name!r}", intact)
+        agreement.on_ranks(ranks, action, f"{verb} the checkpoint {self._name!r}", intact)

@@ -60,17 +60,17 @@ class StoredTensor:
 class ShardedFolder:
     """A finished checkpoint, to be read. Each process reads for itself.
 
-    Attributes:
+    Args:
         path: Where it is.
-        manifest: What is in it.
+        manifest: What has to be in it, where that is known; otherwise it is read.
 
     Raises:
         CheckpointError: It is not finished, of another version, or not all there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, manifest: Manifest | None = None) -> None:
         self.path = path
-        self.manifest = Manifest.read(path)
+        self.manifest = manifest or Manifest.read(path)
         self._files: dict[str, SafetensorsFile] = {}
         for name, entry in self.manifest.files.items():
             with open_regular(path / name) as file:
@@ -79,6 +79,10 @@ class ShardedFolder:
                 raise CheckpointError(
                     f"The checkpoint {str(path)!r} is damaged: {name!r} has {size} bytes and not {entry.size}."
                 )
+
+    def at(self, path: Path) -> ShardedFolder:
+        """The same in another place."""
+        return ShardedFolder(path, self.manifest)
 
     def values(self, load: Callable[[Path], Any]) -> Any:
         """Everything in the checkpoint, with stored tensors where it lies in shards.
@@ -166,6 +170,10 @@ class WholeTensors:
 
     def __init__(self, path: Path) -> None:
         self._file = SafetensorsFile(path.resolve())
+
+    def at(self, path: Path) -> WholeTensors:
+        """The same in another place."""
+        return WholeTensors(path)
 
     def values(self) -> dict[str, StoredTensor]:
         """All of them, by name."""

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fabric_core import checkpoint as checkpoints
 from fabric_core.errors import WrongTypeError
-from fabric_core.places import Place, place_of
+from fabric_core.places import Place, Ranks, place_of
 from fabric_core.resuming import loaders_in
 from fabric_core.verbs.life import Life
 
@@ -72,7 +72,7 @@ class State(Life):
         self._write(where, collected)
 
     def _write(self, where: Place, collected: Mapping[str, Any]) -> None:
-        where.write(self.strategy, lambda path: self.strategy.save_checkpoint(path, collected))
+        where.write(Ranks.of(self.strategy), lambda path: self.strategy.save_checkpoint(path, collected))
 
     def wait_for_save(self) -> None:
         """Wait until the checkpoint of the last ``save(wait=False)`` is on disk. Called on every rank.
@@ -106,13 +106,14 @@ class State(Life):
             path: What `save` was given. ``path`` and ``state`` may be given in either order.
             state: What to restore, in place: models, optimizers and stateful objects are loaded, plain values
                 replaced. With loaders in it, their next loops go on where they stood, and so do the random numbers
-                of this rank. Without it, the whole checkpoint is returned, on the CPU.
+                of this rank. Without it, all of the checkpoint is returned.
             strict: Raise when the checkpoint lacks a key of ``state``, or a parameter.
             weights_only: ``False`` allows the file to execute code while it is read. Only for files that you trust.
 
         Returns:
-            What of the checkpoint ``state`` did not ask for, whole and on the CPU of every rank; so ask for large
-            things, or save without them.
+            What of the checkpoint ``state`` did not ask for, on the CPU. Of a checkpoint in shards, the tensors under
+            a key are read when this rank uses it the first time, without the others; do that before the checkpoint is
+            replaced or deleted. What nobody uses is never read.
 
         Raises:
             CheckpointError: There is none, it is damaged, or it does not fit: other shapes, other parameters; on every
@@ -124,19 +125,19 @@ class State(Life):
         self._require_launched("load")
         self._saving.wait()
         if state is None:
-            with self._opened("load", place_of(path), weights_only) as loaded:
-                whole: dict[str, Any] = self.strategy.plain_value(loaded)
-            return whole
+            there = place_of(path).absolute()
+            with self._opened("load", there, weights_only) as loaded:
+                return checkpoints.left(loaded, there, self.strategy)
         where, what = checkpoints.path_and_state(path, state)
         if not isinstance(what, MutableMapping):
             raise WrongTypeError(
                 f"load restores a dictionary of things, not a {type(what).__name__}; for one bare state dict there is "
                 "load_raw(path, obj)."
             )
-        with self._opened("load", where, weights_only) as loaded:
+        there = where.absolute()
+        with self._opened("load", there, weights_only) as loaded:
             rest = checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
-            plain: dict[str, Any] = self.strategy.plain_value(rest)
-        return plain
+            return checkpoints.left(rest, there, self.strategy)
 
     def load_raw(
         self, path: Any, obj: nn.Module | Optimizer, strict: bool = True, *, weights_only: bool = True
@@ -154,7 +155,7 @@ class State(Life):
     def _opened(self, verb: str, where: Place, weights_only: bool) -> Iterator[dict[str, Any]]:
         """What a checkpoint holds. What fails on one rank while it is restored, fails on all."""
         self.strategy.agreement.meet(verb, repr(str(where)))
-        with where.opened(self.strategy) as local:
+        with where.opened(Ranks.of(self.strategy)) as local:
             loaded = self.strategy.load_checkpoint(local, weights_only=weights_only)
             with self.strategy.agreement.jointly(f"load the checkpoint {str(where)!r}"):
                 yield loaded
