@@ -24,7 +24,6 @@ TOOLS = (
     "editables",
     "hatchling",
     "hypothesis",
-    "importlib-metadata; python_version < '3.12'",
     "packaging",
     "pluggy",
     "psutil",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -115,19 +116,27 @@ def _check_together(choice: Choice, options: dict[str, Any]) -> None:
 
 
 def _check_options(cls: type, choice: Choice) -> None:
-    try:
-        parameters = inspect.signature(cls).parameters.values()
-    except ValueError:  # a class written in C says nothing of its arguments
+    arguments = _arguments_of(cls, cls.__init__)  # type: ignore[misc]
+    if arguments is None:
         return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    known, required = arguments
     for name in choice.options:
         if name not in known:
             raise unknown_option(f"The {choice.kind} {choice.name!r}", name, known)
-    _check_complete(
-        choice, [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    )
+    _check_complete(choice, required)
+
+
+@functools.lru_cache(maxsize=256)
+def _arguments_of(cls: type, _: object) -> tuple[list[str], list[str]] | None:
+    """The names of a class's arguments, and of those that have no default; ``None`` when it takes any, or hides them."""
+    try:
+        parameters = inspect.signature(cls).parameters.values()
+    except ValueError:  # a class written in C says nothing of its arguments
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
+    return [p.name for p in named], [p.name for p in named if p.default is p.empty]
 
 
 def _check_complete(choice: Choice, required: list[str]) -> None:

@@ -8,15 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fabric_core.accumulation import Accumulation
-from fabric_core.build import build
 from fabric_core.data.iteration import LoaderTracker
 from fabric_core.plan import AUTO, Plan
-from fabric_core.registry import default_registry
-from fabric_core.request import as_tuple, make_request, replace_deprecated
-from fabric_core.resolve import resolve
 from fabric_core.saving import Saving
 from fabric_core.setting_up import SetUp
-from fabric_core.settings import find_tables
 from fabric_core.verbs.managing import Managing
 from fabric_core.verbs.setting_up import SettingUp
 from fabric_core.verbs.step import Step
@@ -85,6 +80,13 @@ class Fabric(SettingUp, Step, Managing, Stopping):
         gpus: Any = None,
         tpu_cores: Any = None,
     ) -> None:
+        # Here, because a program that only derives a class, or is asked for its help, makes no Fabric.
+        from fabric_core.build import build
+        from fabric_core.registry import default_registry
+        from fabric_core.request import as_tuple, make_request, replace_deprecated
+        from fabric_core.resolve import resolve
+        from fabric_core.settings import find_tables
+
         flags = {
             "accelerator": accelerator,
             "strategy": strategy,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 from fabric_core.authoring.findings import Finding
@@ -12,11 +12,6 @@ from fabric_core.authoring.layout import find_installed
 from fabric_core.authoring.subject import Entry, Stated, Subject
 from fabric_core.errors import UnknownPluginError, did_you_mean, listing
 from fabric_core.registry.discovery import canonical, find_plugins
-
-if sys.version_info >= (3, 12):
-    from importlib import metadata
-else:
-    import importlib_metadata as metadata
 
 
 def read_installed(name: str) -> tuple[Subject, list[Finding]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from fabric_core.data.order import Order
+if TYPE_CHECKING:
+    from fabric_core.data.order import Order
 
 
 class LoaderTracker:

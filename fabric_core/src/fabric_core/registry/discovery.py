@@ -7,18 +7,13 @@ the first broken plugin. Here every distribution stands alone, and only the file
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import PurePath
 from typing import Any
 
 from fabric_core.hookspecs import ENTRY_POINT_GROUP
-
-if sys.version_info >= (3, 12):
-    from importlib import metadata
-else:
-    import importlib_metadata as metadata
 
 
 @dataclass(frozen=True)

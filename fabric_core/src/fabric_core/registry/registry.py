@@ -88,6 +88,7 @@ class Registry:
         self._manager = loading.new_manager()
         self._seen: set[Found] = set()
         self._offers: list[Offer] = []
+        self._by_word: dict[str, list[Offer]] = {}
         self.commands: list[tuple[CommandSpec, str]] = []
         self.problems: list[Problem] = []
         self.blocked: list[Found] = []
@@ -162,7 +163,12 @@ class Registry:
             if isinstance(spec, CommandSpec):
                 self.commands.append((spec, distribution))
             else:
-                self._offers.append(Offer(spec, distribution, version))
+                self._add(Offer(spec, distribution, version))
+
+    def _add(self, offer: Offer) -> None:
+        self._offers.append(offer)
+        for word in {*offer.spec.names, *_groups(offer.spec)}:
+            self._by_word.setdefault(word, []).append(offer)
 
     def report(
         self, distribution: str, error: BaseException, *, hides_accelerators: bool = False, where: str = ""
@@ -231,8 +237,8 @@ class Registry:
         name, _, distribution = name.strip().lower().partition("@")
         return [
             offer
-            for offer in self.offers(*kinds)
-            if (name in offer.spec.names or name in _groups(offer.spec))
+            for offer in self._by_word.get(name, ())
+            if offer.spec.kind in kinds
             and (not distribution or canonical(offer.distribution) == canonical(distribution))
         ]
 

@@ -28,51 +28,61 @@ them, which is why `supervise` both starts the children and waits for them.
 
 from __future__ import annotations
 
-from fabric_core.supervisor.children import Child, ProcessChild
-from fabric_core.supervisor.entry import enter_rank
-from fabric_core.supervisor.failures import (
-    Failure,
-    error_directory,
-    failed_at,
-    mark_failure,
-    read_failure,
-    write_failure,
-)
-from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT, RankCommand, current_command, run_ranks
-from fabric_core.supervisor.milestones import Milestone, tell_supervisor
-from fabric_core.supervisor.network import listening_socket, meeting_point
-from fabric_core.supervisor.outcome import PREEMPTED, Outcome, raise_for_outcome, report
-from fabric_core.supervisor.tracebacks import strip_plumbing, summary_of, text_of
-from fabric_core.supervisor.variables import ERROR_DIR, LISTEN_FD, rank_variables
-from fabric_core.supervisor.watch import supervise
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Child",
-    "DEFAULT_MAIN_PORT",
-    "ERROR_DIR",
-    "Failure",
-    "LISTEN_FD",
-    "Milestone",
-    "Outcome",
-    "PREEMPTED",
-    "ProcessChild",
-    "RankCommand",
-    "current_command",
-    "enter_rank",
-    "error_directory",
-    "failed_at",
-    "listening_socket",
-    "mark_failure",
-    "meeting_point",
-    "raise_for_outcome",
-    "rank_variables",
-    "read_failure",
-    "report",
-    "run_ranks",
-    "strip_plumbing",
-    "summary_of",
-    "supervise",
-    "tell_supervisor",
-    "text_of",
-    "write_failure",
-]
+if TYPE_CHECKING:
+    from fabric_core.supervisor.children import Child as Child
+    from fabric_core.supervisor.children import ProcessChild as ProcessChild
+    from fabric_core.supervisor.entry import enter_rank as enter_rank
+    from fabric_core.supervisor.failures import Failure as Failure
+    from fabric_core.supervisor.failures import error_directory as error_directory
+    from fabric_core.supervisor.failures import failed_at as failed_at
+    from fabric_core.supervisor.failures import mark_failure as mark_failure
+    from fabric_core.supervisor.failures import read_failure as read_failure
+    from fabric_core.supervisor.failures import write_failure as write_failure
+    from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT as DEFAULT_MAIN_PORT
+    from fabric_core.supervisor.launch import RankCommand as RankCommand
+    from fabric_core.supervisor.launch import current_command as current_command
+    from fabric_core.supervisor.launch import run_ranks as run_ranks
+    from fabric_core.supervisor.milestones import Milestone as Milestone
+    from fabric_core.supervisor.milestones import tell_supervisor as tell_supervisor
+    from fabric_core.supervisor.network import listening_socket as listening_socket
+    from fabric_core.supervisor.network import meeting_point as meeting_point
+    from fabric_core.supervisor.outcome import PREEMPTED as PREEMPTED
+    from fabric_core.supervisor.outcome import Outcome as Outcome
+    from fabric_core.supervisor.outcome import raise_for_outcome as raise_for_outcome
+    from fabric_core.supervisor.outcome import report as report
+    from fabric_core.supervisor.tracebacks import strip_plumbing as strip_plumbing
+    from fabric_core.supervisor.tracebacks import summary_of as summary_of
+    from fabric_core.supervisor.tracebacks import text_of as text_of
+    from fabric_core.supervisor.variables import ERROR_DIR as ERROR_DIR
+    from fabric_core.supervisor.variables import LISTEN_FD as LISTEN_FD
+    from fabric_core.supervisor.variables import rank_variables as rank_variables
+    from fabric_core.supervisor.watch import supervise as supervise
+
+_HOME = {
+    "children": ("Child", "ProcessChild"),
+    "entry": ("enter_rank",),
+    "failures": ("Failure", "error_directory", "failed_at", "mark_failure", "read_failure", "write_failure"),
+    "launch": ("DEFAULT_MAIN_PORT", "RankCommand", "current_command", "run_ranks"),
+    "milestones": ("Milestone", "tell_supervisor"),
+    "network": ("listening_socket", "meeting_point"),
+    "outcome": ("PREEMPTED", "Outcome", "raise_for_outcome", "report"),
+    "tracebacks": ("strip_plumbing", "summary_of", "text_of"),
+    "variables": ("ERROR_DIR", "LISTEN_FD", "rank_variables"),
+    "watch": ("supervise",),
+}
+"""Where each name is. Its module is imported when it is first used: a rank needs other ones than a supervisor."""
+
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -7,26 +7,29 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial, update_wrapper, wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from fabric_core.accumulation import Accumulation
-from fabric_core.build import Parts
 from fabric_core.consensus import check_same_plan
-from fabric_core.contracts.accelerator import Accelerator
-from fabric_core.contracts.cluster_environment import ClusterEnvironment
-from fabric_core.contracts.launcher import Launcher, LaunchJob
-from fabric_core.contracts.strategy import Strategy
-from fabric_core.data.iteration import LoaderTracker
+from fabric_core.contracts.launcher import LaunchJob
 from fabric_core.errors import CheckpointError, SetupError, WrongTypeError
-from fabric_core.plan import Plan
-from fabric_core.preemption import Preemption
-from fabric_core.saving import Saving
-from fabric_core.setting_up import SetUp
 from fabric_core.specs import LauncherSpec
 from fabric_core.supervisor import Milestone, mark_failure, tell_supervisor
 from fabric_core.wrappers.guard import BackwardGuard
+
+if TYPE_CHECKING:
+    from fabric_core.accumulation import Accumulation
+    from fabric_core.build import Parts
+    from fabric_core.contracts.accelerator import Accelerator
+    from fabric_core.contracts.cluster_environment import ClusterEnvironment
+    from fabric_core.contracts.launcher import Launcher
+    from fabric_core.contracts.strategy import Strategy
+    from fabric_core.data.iteration import LoaderTracker
+    from fabric_core.plan import Plan
+    from fabric_core.preemption import Preemption
+    from fabric_core.saving import Saving
+    from fabric_core.setting_up import SetUp
 
 T = TypeVar("T")
 

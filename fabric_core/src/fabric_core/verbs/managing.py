@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fabric_core.checkpoint import checked_path
-from fabric_core.checkpoints import Checkpoints
-from fabric_core.sharded.reading import verify
 from fabric_core.verbs.state import State
 from fabric_core.verbs.talking import Talking
+
+if TYPE_CHECKING:
+    from fabric_core.checkpoints import Checkpoints
 
 
 class Managing(State, Talking):
@@ -48,6 +48,10 @@ class Managing(State, Talking):
             ...     if ckpts.due(state["step"]):
             ...         ckpts.save(state, state["step"], metrics={"val_loss": validate()})
         """
+        from fabric_core.checkpoint import checked_path
+        from fabric_core.checkpoints import Checkpoints
+        from fabric_core.sharded.reading import verify
+
         self._require_launched("checkpoints")
         return Checkpoints(
             self,

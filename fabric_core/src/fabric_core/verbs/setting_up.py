@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from fabric_core.data import seed as seeds
 from fabric_core.data.collections import move_to_device
-from fabric_core.data.loader import wrap_loader
 from fabric_core.errors import SetupError
 from fabric_core.setting_up import check_model, check_not_wrapped, check_optimizer, without_compile
 from fabric_core.verbs.reporting import Reporting
@@ -133,6 +132,8 @@ class SettingUp(Reporting):
             SetupError: Not launched yet, or set up already.
             WrongTypeError: Not a ``DataLoader``.
         """
+        from fabric_core.data.loader import wrap_loader
+
         self._require_launched("setup_dataloaders")
         check_not_wrapped("setup_dataloaders", *dataloaders)
         strategy = self.strategy

@@ -6,16 +6,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from fabric_core import checkpoint as checkpoints
 from fabric_core.errors import WrongTypeError
-from fabric_core.places import Place, Ranks, place_of
-from fabric_core.resuming import loaders_in
 from fabric_core.verbs.life import Life
+
+if TYPE_CHECKING:
+    from fabric_core.places import Place
 
 
 class State(Life):
@@ -54,6 +54,9 @@ class State(Life):
                 with ``wait=False``, has failed; this one was not begun then.
             SetupError: Some rank did not call ``save`` within the strategy's time-out. A warning says it before.
         """
+        from fabric_core import checkpoint as checkpoints
+        from fabric_core.resuming import loaders_in
+
         self._require_launched("save")
         self._saving.wait()
         where, what = checkpoints.path_and_state(path, state)
@@ -72,6 +75,8 @@ class State(Life):
         self._write(where, collected)
 
     def _write(self, where: Place, collected: Mapping[str, Any]) -> None:
+        from fabric_core.places import Ranks
+
         where.write(Ranks.of(self.strategy), lambda path: self.strategy.save_checkpoint(path, collected))
 
     def wait_for_save(self) -> None:
@@ -122,6 +127,9 @@ class State(Life):
             CheckpointKeyError: It lacks a key; nothing has been restored then.
             UnsafeCheckpointError: It holds more than ``weights_only`` allows.
         """
+        from fabric_core import checkpoint as checkpoints
+        from fabric_core.places import place_of
+
         self._require_launched("load")
         self._saving.wait()
         if state is None:
@@ -146,14 +154,19 @@ class State(Life):
 
         Called on every rank. Arguments and errors as in `load`.
         """
+        from fabric_core.checkpoint import restore_raw
+        from fabric_core.places import place_of
+
         self._require_launched("load_raw")
         self._saving.wait()
         with self._opened("load_raw", place_of(path), weights_only) as loaded:
-            checkpoints.restore_raw(loaded, obj, self.strategy, strict)
+            restore_raw(loaded, obj, self.strategy, strict)
 
     @contextmanager
     def _opened(self, verb: str, where: Place, weights_only: bool) -> Iterator[dict[str, Any]]:
         """What a checkpoint holds. What fails on one rank while it is restored, fails on all."""
+        from fabric_core.places import Ranks
+
         self.strategy.agreement.meet(verb, repr(str(where)))
         with where.opened(Ranks.of(self.strategy)) as local:
             loaded = self.strategy.load_checkpoint(local, weights_only=weights_only)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fabric_core.errors import SetupError
-from fabric_core.preemption import DEFAULT_SIGNALS, Preemption
 from fabric_core.verbs.life import Life
+
+if TYPE_CHECKING:
+    from fabric_core.preemption import Preemption
 
 
 class Stopping(Life):
@@ -33,7 +37,7 @@ class Stopping(Life):
         Raises:
             SetupError: The processes are not started yet.
         """
-        return (self._preemption or self._watch("preempted", DEFAULT_SIGNALS)).read()
+        return (self._preemption or self._watch("preempted", ())).read()
 
     def watch_for_preemption(self, *signals: str | int) -> None:
         """Say which signals make `preempted` True. Called on every rank, in the main thread, before it is read.
@@ -52,10 +56,12 @@ class Stopping(Life):
                 "before fabric.preempted is read, with all signals: "
                 'fabric.watch_for_preemption("SIGTERM", "SIGUSR1").'
             )
-        self._watch("watch_for_preemption", signals or DEFAULT_SIGNALS)
+        self._watch("watch_for_preemption", signals)
 
     def _watch(self, verb: str, signals: tuple[str | int, ...]) -> Preemption:
+        from fabric_core.preemption import DEFAULT_SIGNALS, Preemption
+
         self._require_launched(verb)
-        self._preemption = Preemption(self._parts.strategy, self.world_size, signals)
+        self._preemption = Preemption(self._parts.strategy, self.world_size, signals or DEFAULT_SIGNALS)
         self._preemption.watch()
         return self._preemption
