@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from fabric_core.contracts.strategy import Strategy
 from fabric_core.wrappers.face import Face, put_on
 
 if TYPE_CHECKING:
     from fabric_core.accumulation import Accumulation
-    from fabric_core.contracts.strategy import Strategy
 
     class _Base(Face, Optimizer):
         pass
