@@ -128,7 +128,7 @@ def _check_options(cls: type, choice: Choice) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _arguments_of(cls: type, _: object) -> tuple[list[str], list[str]] | None:
-    """The names of a class's arguments, and of those that have no default; ``None`` when it takes any, or hides them."""
+    """The names of a class's arguments, and of those without a default; ``None`` when it takes any, or hides them."""
     try:
         parameters = inspect.signature(cls).parameters.values()
     except ValueError:  # a class written in C says nothing of its arguments

@@ -33,7 +33,13 @@ def counted(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def opened(event: str, args: tuple[Any, ...]) -> None:
     if event == "open" and isinstance(args[0], str):
         folder, name = os.path.split(args[0])
-        kind = "metadata" if folder.endswith(METADATA) else "modules'" if name.endswith((".py", ".pyc", ".so")) else "other"
+        kind = (
+            "metadata"
+            if folder.endswith(METADATA)
+            else "modules'"
+            if name.endswith((".py", ".pyc", ".so"))
+            else "other"
+        )
         counts[f"{kind} files opened"] = counts.get(f"{kind} files opened", 0) + 1
     elif event in ("os.listdir", "os.scandir"):
         counts["folders listed"] = counts.get("folders listed", 0) + 1

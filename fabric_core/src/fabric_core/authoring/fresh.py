@@ -13,7 +13,7 @@ from typing import Any
 
 from fabric_core.authoring.findings import Finding
 from fabric_core.authoring.subject import Entry, Subject
-from fabric_core.registry.discovery import canonical
+from fabric_core.registry.installed import canonical
 
 CPU_LIMIT = 0.050
 """CPU seconds that importing a hooks module may take."""

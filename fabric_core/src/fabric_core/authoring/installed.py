@@ -11,7 +11,8 @@ from fabric_core.authoring.findings import Finding
 from fabric_core.authoring.layout import find_installed
 from fabric_core.authoring.subject import Entry, Stated, Subject
 from fabric_core.errors import UnknownPluginError, did_you_mean, listing
-from fabric_core.registry.discovery import canonical, find_plugins
+from fabric_core.registry.discovery import find_plugins
+from fabric_core.registry.installed import canonical
 
 
 def read_installed(name: str) -> tuple[Subject, list[Finding]]:

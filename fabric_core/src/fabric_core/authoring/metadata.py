@@ -12,7 +12,7 @@ from fabric_core.authoring.findings import Finding
 from fabric_core.authoring.fresh import Offered
 from fabric_core.authoring.subject import Stated, Subject
 from fabric_core.registry import OWN_DISTRIBUTION
-from fabric_core.registry.discovery import canonical
+from fabric_core.registry.installed import canonical
 
 UPPER = ("<", "<=", "==", "===", "~=")
 

@@ -13,7 +13,7 @@ from fabric_core.contract_versions import CURRENT, oldest, spoken
 from fabric_core.errors import listing
 from fabric_core.hookspecs import OWN_COMMANDS
 from fabric_core.registry import Registry
-from fabric_core.registry.discovery import canonical
+from fabric_core.registry.installed import canonical
 from fabric_core.specs import CommandSpec, PrecisionSpec
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from fabric_core.authoring.places import Place, Places
 from fabric_core.contract_versions import adapted, is_spoken
 from fabric_core.errors import FabricError, did_you_mean, listing
-from fabric_core.registry.discovery import canonical, installed_version
+from fabric_core.registry.discovery import installed_version
+from fabric_core.registry.installed import canonical
 from fabric_core.requirements import missing_requirements
 from fabric_core.resolve.asked import kind_of_class
 from fabric_core.resolve.declared import REQUIRED, declared_options

@@ -6,7 +6,7 @@ import click
 
 from fabric_core.errors import AmbiguousPluginError, BrokenPluginError, listing
 from fabric_core.registry import default_registry
-from fabric_core.registry.discovery import canonical
+from fabric_core.registry.installed import canonical
 from fabric_core.targets import import_target
 
 

@@ -9,9 +9,6 @@ from typing import Any
 
 import click
 
-from fabric_core.cli.check import check
-from fabric_core.cli.matrix import matrix
-from fabric_core.cli.new import new
 from fabric_core.cli.show import show_fields, show_json, show_table
 from fabric_core.cli.states import COMMAND, blocked, broken, row, rows
 from fabric_core.errors import ConfigurationError, FabricError, did_you_mean
@@ -19,20 +16,38 @@ from fabric_core.plan import plain
 from fabric_core.registry import Offer, Registry, default_registry
 from fabric_core.settings import kind_as_written
 from fabric_core.specs import KINDS, PartSpec
+from fabric_core.targets import import_target
 
+ELSEWHERE = {
+    "check": "fabric_core.cli.check:check",
+    "matrix": "fabric_core.cli.matrix:matrix",
+    "new": "fabric_core.cli.new:new",
+}
+"""Commands in modules of their own, which need more than a list does."""
 REQUIRED_TOLD = "has to be given"
 WIDE = 110
 """Columns of a terminal that has room for descriptions."""
 
 
-@click.group()
+class Plugins(click.Group):
+    """``fabric plugins``, which imports the commands that are elsewhere when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All of them."""
+        return sorted({*super().list_commands(ctx), *ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One of them."""
+        if cmd_name not in ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command = import_target(ELSEWHERE[cmd_name], f"the command {cmd_name!r}")
+        assert isinstance(command, click.Command), "our own commands are click commands"
+        return command
+
+
+@click.group(cls=Plugins)
 def plugins() -> None:
     """List the installed parts, tell all about one; make and check your own."""
-
-
-plugins.add_command(check)
-plugins.add_command(matrix)
-plugins.add_command(new)
 
 
 @plugins.command("list")

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import PurePath
-from typing import Any
 
 from fabric_core.hookspecs import ENTRY_POINT_GROUP
+from fabric_core.registry import installed
+from fabric_core.registry.installed import Installed, canonical
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def find_plugins() -> list[Found]:
     Of two copies of one distribution, the first on the path counts, as it does for imports.
     """
     found: dict[str, list[Found]] = {}
-    for distribution in metadata.distributions():
+    for distribution in installed.distributions():
         lines = _our_lines(distribution)
         if lines:
             name, version, error = _identity(distribution)
@@ -49,39 +48,32 @@ def find_plugins() -> list[Found]:
     return [entry for name in sorted(found) for entry in found[name]]
 
 
-def canonical(name: str) -> str:
-    """A distribution's name in the form in which names are compared (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def installed_version(distribution: str) -> str | None:
     """The version of an installed distribution, or ``None``. Looks at metadata; imports nothing."""
-    try:
-        found = metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-    return _header("Version", _headers(found)) or None
+    found = installed.distribution(distribution)
+    return None if found is None else _header("Version", _headers(found)) or None
 
 
 def requirements_of(distribution: str) -> list[str]:
     """What an installed distribution states to need (PEP 508), with that of its extras. Looks at metadata only."""
-    headers = _headers(metadata.distribution(distribution))
+    found = installed.distribution(distribution)
+    headers = "" if found is None else _headers(found)
     return re.findall(r"^Requires-Dist:[ \t]*(.+?)[ \t\r]*$", headers, re.MULTILINE | re.IGNORECASE)
 
 
-def _our_lines(distribution: Any) -> list[str]:
+def _our_lines(distribution: Installed) -> list[str]:
     """The lines of our group in ``entry_points.txt``; none when there is no such group, or no readable file."""
     text = _read(distribution, "entry_points.txt")
     return list(_section(text)) if ENTRY_POINT_GROUP in text else []
 
 
-def _identity(distribution: Any) -> tuple[str, str, str]:
+def _identity(distribution: Installed) -> tuple[str, str, str]:
     """Name and version as the metadata states them, and what is wrong with that."""
     headers = _headers(distribution)
     name, version = _header("Name", headers), _header("Version", headers)
     if name and version:
         return name, version, ""
-    folder = PurePath(str(getattr(distribution, "_path", "unknown"))).name
+    folder = installed.folder_of(distribution)
     return (
         name or folder,
         version or "unknown",
@@ -89,7 +81,7 @@ def _identity(distribution: Any) -> tuple[str, str, str]:
     )
 
 
-def _headers(distribution: Any) -> str:
+def _headers(distribution: Installed) -> str:
     """The head of the metadata, as it is written.
 
     ``metadata.version`` and its like answer a missing line with ``None``, a warning or an exception, depending on the
@@ -103,7 +95,7 @@ def _header(key: str, headers: str) -> str:
     return found[1] if found else ""
 
 
-def _read(distribution: Any, file: str) -> str:
+def _read(distribution: Installed, file: str) -> str:
     try:
         return distribution.read_text(file) or ""
     except (OSError, UnicodeError):

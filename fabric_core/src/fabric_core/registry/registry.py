@@ -25,8 +25,9 @@ from fabric_core.errors import (
 )
 from fabric_core.hookspecs import PART_HOOKS
 from fabric_core.registry import discovery, loading
-from fabric_core.registry.discovery import Found, canonical
+from fabric_core.registry.discovery import Found
 from fabric_core.registry.hints import install_hint
+from fabric_core.registry.installed import canonical
 from fabric_core.specs import AcceleratorSpec, CommandSpec, PartSpec
 
 OWN_DISTRIBUTION = "fabric-core"

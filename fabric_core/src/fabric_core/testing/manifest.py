@@ -10,7 +10,8 @@ import pytest
 
 from fabric_core.authoring import Finding, check_installed
 from fabric_core.registry import default_registry
-from fabric_core.registry.discovery import canonical, find_plugins, installed_version
+from fabric_core.registry.discovery import find_plugins, installed_version
+from fabric_core.registry.installed import canonical
 from fabric_core.testing.conformance import Conformance
 from fabric_core.testing.fresh import ask
 
