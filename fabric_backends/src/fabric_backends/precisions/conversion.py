@@ -39,14 +39,14 @@ def widen(data: Any) -> Any:
     So losses are computed in float32 though a model answers in half precision, and stay in float64 when a model
     answers in that, as they do in plain PyTorch.
     """
+    return _widened(data) if type(data) is Tensor else map_tensors(_widened, data)
+
+
+def _widened(tensor: Tensor) -> Tensor:
     default = torch.get_default_dtype()
-
-    def convert(tensor: Tensor) -> Tensor:
-        if tensor.dtype is default or not tensor.is_floating_point():
-            return tensor
-        return tensor.to(torch.promote_types(tensor.dtype, default))
-
-    return map_tensors(convert, data)
+    if tensor.dtype is default or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, default))
 
 
 class default_dtype(AbstractContextManager[None]):  # noqa: N801  (used like a function)

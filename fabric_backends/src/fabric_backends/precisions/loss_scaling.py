@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Gradients:
     """What is known of the gradients of one optimizer.
 
     Attributes:
+        optimizer: Whose they are; not kept alive.
         judges_itself: The optimizer takes ``found_inf`` as a tensor and skips the step on the device, so that the
             host need not wait for the answer (the fused optimizers of PyTorch).
         at_true_size: They are not multiplied by a scale.
@@ -38,6 +39,7 @@ class Gradients:
         stepped: A step has been taken with them since the last update.
     """
 
+    optimizer: ref[Optimizer]
     judges_itself: bool
     at_true_size: bool = False
     checked: bool = False
@@ -53,7 +55,7 @@ class LossScaling:
 
     def __init__(self, scaler: GradScaler) -> None:
         self.scaler = scaler
-        self._known: WeakKeyDictionary[Optimizer, Gradients] = WeakKeyDictionary()
+        self._known: list[Gradients] = []  # short, and looked through in every step
         self._update_is_due = False
         self._scale_before: Tensor | None = None  # what gradients carry, when the scale has changed since
         self._used = False
@@ -63,17 +65,21 @@ class LossScaling:
 
     def watch(self, optimizer: Optimizer) -> Gradients:
         """Keep an eye on an optimizer, for as long as it lives."""
-        known = self._known.get(optimizer)
-        if known is None:
-            known = self._known[optimizer] = Gradients(_judges_itself(optimizer))
-        return known
+        for known in self._known:
+            if known.optimizer() is optimizer:
+                return known
+        self._known = [known for known in self._known if known.optimizer() is not None]
+        self._known.append(Gradients(ref(optimizer), _judges_itself(optimizer)))
+        return self._known[-1]
 
     def scale(self, loss: Tensor) -> Tensor:
         """Multiply a loss by the scale."""
         self._update()
-        if self._scale_before is not None or any(known.at_true_size for known in self._known.values()):
-            self._bring_to_scale(parameter for one in self._known for parameter in _parameters(one))
-            for known in self._known.values():
+        if self._some_lack_scale:
+            self._bring_to_scale(
+                parameter for known in self._known for parameter in _parameters(known.optimizer())
+            )
+            for known in self._known:
                 known.at_true_size = known.checked = False
             self._scale_before = None
         self._used = True
@@ -120,12 +126,22 @@ class LossScaling:
     def _update(self) -> None:
         if not self._update_is_due:
             return
-        if not all(known.at_true_size for known in self._known.values()):
-            self._remember_scale()
-        self.scaler.update()
-        for known in self._known.values():
+        for known in self._known:
+            if not known.at_true_size and known.optimizer() is not None:
+                self._remember_scale()
             known.stepped = known.checked = False
+        self.scaler.update()
         self._update_is_due = False
+
+    @property
+    def _some_lack_scale(self) -> bool:
+        """Whether gradients that are there may carry something else than the current scale."""
+        if self._scale_before is not None:
+            return True
+        for known in self._known:  # noqa: SIM110 - in every step
+            if known.at_true_size:
+                return True
+        return False
 
     def _remember_scale(self) -> None:
         if self._scale_before is None and self.scaler._scale is not None:
@@ -138,7 +154,8 @@ class LossScaling:
                 f"{type(optimizer).__name__} has gradients of a loss that was not scaled, but this precision scales "
                 "losses. Call fabric.backward(loss) instead of loss.backward()."
             )
-        self._bring_to_scale(_parameters(optimizer))
+        if self._some_lack_scale:
+            self._bring_to_scale(_parameters(optimizer))
         # The scaler knows optimizers by their id, and one that is gone may have had the same.
         self.scaler._per_optimizer_states.pop(id(optimizer), None)
         self._unscale(optimizer)
@@ -165,9 +182,9 @@ class LossScaling:
             return
         at_true_size = {
             id(parameter)
-            for optimizer, known in self._known.items()
+            for known in self._known
             if known.at_true_size
-            for parameter in _parameters(optimizer)
+            for parameter in _parameters(known.optimizer())
         }
         alike: dict[tuple[bool, torch.device], list[Tensor]] = defaultdict(list)
         for key, parameter in waiting.items():
@@ -196,8 +213,9 @@ def _judges_itself(optimizer: Optimizer) -> bool:
     )
 
 
-def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
+def _parameters(optimizer: Optimizer | None) -> Iterator[Tensor]:
+    """Its parameters; none if it is gone."""
+    for group in () if optimizer is None else optimizer.param_groups:
         yield from group["params"]
 
 
@@ -210,4 +228,7 @@ def _values(gradient: Any) -> Tensor:
 
 def _is_spread(optimizer: Optimizer) -> bool:
     """Whether this rank holds only a part of some gradient."""
-    return any(hasattr(parameter.grad, "to_local") for parameter in _parameters(optimizer))
+    for parameter in _parameters(optimizer):
+        if type(parameter.grad) is not Tensor and hasattr(parameter.grad, "to_local"):
+            return True
+    return False

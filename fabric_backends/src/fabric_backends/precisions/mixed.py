@@ -15,6 +15,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from fabric_backends.hooks import MIXED
+from fabric_backends.precisions.autocast import is_traced, light_autocast
 from fabric_backends.precisions.conversion import dtype_among, widen
 from fabric_backends.precisions.loss_scaling import LossScaling
 from fabric_core.contracts.precision import Precision
@@ -85,7 +86,7 @@ class MixedPrecision(Precision):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # PyTorch only warns, and goes on in float32
             try:
-                self.forward_context()
+                torch.autocast(self.device.type, dtype=self.dtype)
             except (RuntimeError, AssertionError, UserWarning) as error:
                 name = str(self.dtype).removeprefix("torch.")
                 raise UnsupportedError(
@@ -95,8 +96,10 @@ class MixedPrecision(Precision):
         return module
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """A fresh ``torch.autocast`` for this rank's device. One object serves one use, so passes may be nested."""
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        """A fresh context, in which this rank's device computes as in ``torch.autocast``."""
+        if is_traced():
+            return torch.autocast(self.device.type, dtype=self.dtype)
+        return light_autocast(self.device.type, self.dtype)
 
     def convert_output(self, data: Any) -> Any:
         """Bring outputs in half precision back to the default dtype."""

@@ -30,18 +30,19 @@ class Step(Reporting):
             model: The set-up model that the loss comes from, where a strategy has to know it.
             args, kwargs: For ``torch.Tensor.backward``.
         """
-        self._require_launched("backward")
+        if not self._connected:
+            self._require_launched("backward")
         if not isinstance(loss, Tensor):
             raise WrongTypeError(f"backward() takes the loss as a tensor, not a {type(loss).__qualname__}.")
-        loss = self._parts.precision.scale_loss(self._accumulation.share(loss))
+        parts, guard = self._parts, self._guard
+        loss = parts.precision.scale_loss(self._accumulation.share(loss))
         module = None if model is None else forward_module_of(model)
-        guard = self._guard
         if guard is None:
-            self.strategy.backward(loss, module, *args, **kwargs)
+            parts.strategy.backward(loss, module, *args, **kwargs)
             return
         guard.inside = True
         try:
-            self.strategy.backward(loss, module, *args, **kwargs)
+            parts.strategy.backward(loss, module, *args, **kwargs)
         finally:
             guard.inside = False
 

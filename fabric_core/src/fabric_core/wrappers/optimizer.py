@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 
 from fabric_core.contracts.strategy import Strategy
+from fabric_core.wrappers.direct import direct_step, direct_zero_grad
 from fabric_core.wrappers.face import Face, put_on
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class FabricOptimizer(_Base):
 
     __slots__ = (
         "_fabric_accumulation",
-        "_fabric_drops_itself",
         "_fabric_notify",
+        "_fabric_originals_step",
+        "_fabric_originals_zero_grad",
         "_fabric_state",
         "_fabric_step",
         "_fabric_strategy",
@@ -54,9 +56,8 @@ class FabricOptimizer(_Base):
     _fabric_notify: Callable[[Optimizer], None]
     _fabric_state: GradientState
     _fabric_step: Callable[..., Any] | None
-    _fabric_drops_itself: (
-        bool  # looked at once, so that a strategy that leaves zero_grad alone costs nothing per step
-    )
+    _fabric_originals_step: Callable[..., Any]  # [Note: direct steps], and likewise:
+    _fabric_originals_zero_grad: Callable[..., None]
 
     @property
     def step(self) -> Callable[..., Any]:
@@ -74,19 +75,18 @@ class FabricOptimizer(_Base):
     def _fabric_own_step(self, closure: Callable[[], Any] | None = None) -> Any:
         if not self._fabric_accumulation.lets_step(self._fabric_state, closure):
             return None
-        original = self._fabric_original
-        result = self._fabric_strategy.optimizer_step(original, original.step, closure)
+        result = self._fabric_strategy.optimizer_step(
+            self._fabric_original, self._fabric_originals_step, closure
+        )
         self._fabric_notify(self)
         return result
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Drop the gradients, unless they wait for the end of a window of ``fabric.accumulate``."""
         if self._fabric_accumulation.lets_zero(self._fabric_state):
-            original = self._fabric_original
-            if self._fabric_drops_itself:
-                original.zero_grad(*args, **kwargs)
-            else:
-                self._fabric_strategy.zero_gradients(original, original.zero_grad, *args, **kwargs)
+            self._fabric_strategy.zero_gradients(
+                self._fabric_original, self._fabric_originals_zero_grad, *args, **kwargs
+            )
 
     def _patch_step_function(self) -> None:
         """Called by ``__setstate__`` of PyTorch's optimizers, which would put a function around our property."""
@@ -110,5 +110,6 @@ def wrap_optimizer(
     face = put_on(FabricOptimizer, original)
     face._fabric_strategy, face._fabric_accumulation, face._fabric_notify = strategy, accumulation, notify
     face._fabric_state, face._fabric_step = GradientState(), None
-    face._fabric_drops_itself = type(strategy).zero_gradients is Strategy.zero_gradients
+    face._fabric_originals_step = direct_step(original)
+    face._fabric_originals_zero_grad = direct_zero_grad(original)
     return face
