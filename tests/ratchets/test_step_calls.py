@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # a plain loop loads it with its first optimizer
 from counting import calls
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_

@@ -29,19 +29,12 @@ class Drawn:
     samples: int
     index: int
 
-    @classmethod
-    def of(cls, batch: int, indices: Any) -> Drawn | None:
-        """Of what a sampler yields, an index or a list of them; ``None`` when those are no numbers."""
-        samples = indices if isinstance(indices, list) else [indices]
-        is_known = bool(samples) and isinstance(samples[-1], int)
-        return cls(batch, len(samples), samples[-1]) if is_known else None
-
 
 class Consumed:
     """What a loop has drawn from its sampler, as far as it may be asked, see [Note: the last index]."""
 
     def __init__(self) -> None:
-        self._drawn: deque[Drawn] = deque(maxlen=_MOST_FETCHED_EARLY)
+        self._drawn: deque[tuple[int, int, int]] = deque(maxlen=_MOST_FETCHED_EARLY)  # as in `Drawn`
         self._batches = -1
         self.last: dict[str, int] | None = None
 
@@ -55,13 +48,14 @@ class Consumed:
         self._batches, self.last = batches, last
 
     def note(self, batch: int, indices: Any) -> None:
-        """A batch was drawn."""
-        if drawn := Drawn.of(batch, indices):
-            self._drawn.append(drawn)
+        """A batch was drawn. Called for each, so it makes no object of ours."""
+        index = _last_of(indices)
+        if index is not None:
+            self._drawn.append((batch, len(indices) if isinstance(indices, list) else 1, index))
 
     def find(self, batch: int) -> Drawn | None:
         """A batch that was drawn not long ago."""
-        return next((drawn for drawn in self._drawn if drawn.batch == batch), None)
+        return next((Drawn(*drawn) for drawn in self._drawn if drawn[0] == batch), None)
 
     def is_inherited(self, batches: int) -> bool:
         """Whether the body of a loop that was taken up has been given nothing else yet."""
@@ -77,10 +71,10 @@ class Consumed:
         Raises:
             CheckpointError: The order is another one.
         """
-        drawn = Drawn.of(0, indices) if found else None
-        if self.last is None or (drawn and drawn.index == self.last["index"]):
+        index = _last_of(indices) if found else None
+        if self.last is None or index == self.last["index"]:
             return
-        there = f"that of index {drawn.index}" if drawn else "none"
+        there = "none" if index is None else f"that of index {index}"
         raise CheckpointError(
             f"The checkpoint was saved in the middle of an epoch, when the sample of index {self.last['index']} had "
             f"been read last; in the order that the sampler makes now, there is {there} in its place. To go on in it "
@@ -89,3 +83,9 @@ class Consumed:
             "'generator', or that has state_dict and load_state_dict. Otherwise resume from a checkpoint between two "
             "epochs, or leave the loader out of the state."
         )
+
+
+def _last_of(indices: Any) -> int | None:
+    """The last index of what a sampler yields, an index or a list of them; ``None`` when those are no numbers."""
+    last = indices[-1] if isinstance(indices, list) and indices else indices
+    return last if isinstance(last, int) else None

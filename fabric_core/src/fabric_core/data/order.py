@@ -150,8 +150,7 @@ class Order:
         key = self.key if numbered else None
         for number, batch in enumerate(indices, skipped):
             self._consumed.note(number, batch)
-            numbers = self.share.numbers(self.begin, number)
-            yield batch if key is None else Numbered(batch, key, *numbers)
+            yield batch if key is None else Numbered(batch, key, *self.share.numbers(self.begin, number))
 
     def counted(self, batches: Iterator[Any]) -> Iterator[Any]:
         """What a loader's class gives; nothing has to be counted where that is PyTorch's iterator itself."""
