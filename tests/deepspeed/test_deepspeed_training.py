@@ -160,6 +160,17 @@ def test_models_are_created_in_parts_and_plain_weights_load_into_them(
     assert sizes == ([0, 0, 0, 0] if "stage 3" in way else [35, 7, 21, 3])
 
 
+@on("models_that_change_what_is_divided")
+def test_what_outer_modules_do_to_inner_ones_is_done_or_refused(
+    processes: int, way: str, found: Found
+) -> None:
+    with_empty_init, of_two_dimensions, other_data = found(processes, way)
+    assert with_empty_init is None
+    assert "Only tensors with 3, 4, or 5 dimensions" in of_two_dimensions[1]  # as PyTorch says it
+    assert other_data[0] == "UnsupportedError"
+    assert "parameter.data.copy_" in other_data[1]
+
+
 @on("everything_is_saved_and_goes_on")
 def test_a_checkpoint_holds_everything_and_training_goes_on(processes: int, way: str, found: Found) -> None:
     off, keys, dtypes = found(processes, way)

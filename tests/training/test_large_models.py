@@ -24,6 +24,8 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc says what a process holds"),
     pytest.mark.timeout(300),
 ]
+WITH_ADAM = {"fsdp": 3, "deepspeed_stage_3": 5}
+"""How many shares of the model's size a rank holds: weights and what Adam has; gradients and weights of DeepSpeed's."""
 strategies = pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_3"])
 
 
@@ -51,7 +53,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measur
     def measure(strategy: str) -> Measured:
         folder = tmp_path_factory.mktemp(strategy)
         torch.manual_seed(3)
-        torch.save({"model": benchmark().make_model(LAYERS).state_dict()}, folder / "whole.ckpt")
+        benchmark().write(folder / "whole.ckpt", LAYERS, adam=False)
         sources = {2: folder / "whole.ckpt", 3: folder / "2"}
         return folder, {
             size: benchmark().measure(strategy, size, LAYERS, source, folder / str(size))
@@ -70,6 +72,26 @@ def test_no_rank_ever_holds_more_than_its_share_and_a_layer(
     share = LAYERS * layer / size
     for phase in ("create", "load", "save"):
         assert share < needed[phase] < share + layer + SLACK < LAYERS * layer, needed
+
+
+@strategies
+def test_with_an_optimizer_no_rank_holds_more_than_the_shares_of_both_bit_for_bit(
+    strategy: str, tmp_path: Path
+) -> None:
+    write, measure, layer = (getattr(benchmark(), name) for name in ("write", "measure", "LAYER"))
+    write(tmp_path / "whole.ckpt", LAYERS, adam=True)
+    needed = measure(strategy, 2, LAYERS, tmp_path / "whole.ckpt", tmp_path / "2", adam=True)
+    shares = WITH_ADAM[strategy] * LAYERS * layer / 2
+    assert needed["create"] < shares + layer + SLACK, needed
+    for phase in ("load", "save"):
+        assert shares < needed[phase] < shares + layer + SLACK, needed
+    expected, found = (
+        torch.load(tmp_path / "whole.ckpt", mmap=True)["optimizer"],
+        _read(tmp_path / "2")["optimizer"],
+    )
+    assert found["state"].keys() == expected["state"].keys()
+    for number, state in expected["state"].items():
+        assert all(torch.equal(found["state"][number][name], value) for name, value in state.items()), number
 
 
 @pytest.mark.parametrize("size", [2, 3])

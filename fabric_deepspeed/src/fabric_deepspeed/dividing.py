@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from fabric_backends.sharding.memory import give_back
+from fabric_deepspeed.whole import is_divided, whole_while_used
 
-__all__ = ["divided", "whole_while_written"]
+__all__ = ["divided"]
 
 
 @contextmanager
 def divided(deepspeed: Any, config: dict[str, Any], device: torch.device) -> Iterator[None]:
     """DeepSpeed's ``zero.Init``, which besides gives back the memory of what it has divided, and divides copies.
 
-    PyTorch's own ``TransformerEncoder`` makes its layers by copying one, whose parameters are divided by then.
+    Whatever a module does with what is divided already, it does with the whole. PyTorch's own ``TransformerEncoder``
+    makes its layers by copying one, whose parameters are divided by then.
 
     Args:
         deepspeed: The library.
@@ -38,7 +39,7 @@ def divided(deepspeed: Any, config: dict[str, Any], device: torch.device) -> Ite
     copy = parameters.__deepcopy__
 
     def copy_whole(parameter: nn.Parameter, memo: dict[int, Any]) -> Any:
-        if id(parameter) in memo or not _is_divided(parameter):
+        if id(parameter) in memo or not is_divided(parameter):
             return copy(parameter, memo)
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             twin = copy(parameter, memo)
@@ -47,54 +48,7 @@ def divided(deepspeed: Any, config: dict[str, Any], device: torch.device) -> Ite
 
     parameters.__deepcopy__ = copy_whole
     try:
-        with init:
+        with init, whole_while_used(deepspeed):
             yield
     finally:
         parameters.__deepcopy__ = copy
-
-
-class whole_while_written(TorchFunctionMode):  # noqa: N801  (used like a function)
-    """A context in which a divided parameter says how large the whole is, and is whole while it is written to.
-
-    A module may give values to what its inner modules have, which are divided by then, and would stay as they are.
-
-    Args:
-        deepspeed: The library.
-    """
-
-    def __init__(self, deepspeed: Any) -> None:
-        super().__init__()
-        self._gathered = deepspeed.zero.GatheredParameters
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        target: Any = kwargs.get("tensor", args[0] if args else None)
-        if not _is_divided(target):
-            return func(*args, **kwargs)
-        if func in _ASKING:
-            return func(torch.empty(target.ds_shape, device="meta"), *args[1:], **kwargs)
-        if not _writes(func):
-            return func(*args, **kwargs)
-        with self._gathered([target], modifier_rank=0):  # the values of rank 0 count
-            return func(*args, **kwargs)
-
-
-_tensor: Any = Tensor
-_ASKING = {_tensor.dim, _tensor.size, _tensor.numel, _tensor.ndim.__get__, _tensor.shape.__get__}
-"""How one asks for the size of a tensor."""
-
-
-def _writes(func: Callable[..., Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place and getattr(func, "__module__", None) in ("torch.nn.init", None)
-
-
-def _is_divided(value: Any) -> bool:
-    return isinstance(value, nn.Parameter) and hasattr(value, "ds_tensor") and not value.data.numel()

@@ -77,6 +77,18 @@ def optimizer_state(optimizer: Optimizer, engine: Engine) -> dict[str, Any]:
     return state
 
 
+def begin_with(engine: Engine, weights: Mapping[nn.Parameter, Tensor]) -> None:
+    """Let a new engine begin with float32 weights, and with what its optimizers have. Called on every rank."""
+    for parameter, whole in weights.items():
+        place = engine.layout.places.get(parameter)
+        if place is not None:
+            engine.layout.write(parameter, cut(whole, place.offset, place.length))
+    for optimizer in engine.optimizers:
+        if optimizer.state:  # it has stepped before, or has a state from the beginning
+            load_optimizer_state(optimizer, engine, optimizer.state_dict())
+            optimizer.state.clear()
+
+
 def load_optimizer_state(optimizer: Optimizer, engine: Engine, state: Mapping[str, Any]) -> None:
     """Restore a state dict, of this strategy or any other, in place. Called on every rank.
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fabric_backends.sharding.memory import give_back
 from fabric_backends.strategies.folders import CheckpointKind, FolderStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.empty_init import skip_init
-from fabric_core.errors import OptionsError, SetupError, UnsupportedError
+from fabric_core.errors import OptionsError, UnsupportedError
 from fabric_core.sharded.trees import mapped, named
 from fabric_deepspeed import library, pieces, states
 from fabric_deepspeed.checks import backward_arguments, check_parameters
 from fabric_deepspeed.checks import logging_level as as_level
 from fabric_deepspeed.config import combine, complete, read
-from fabric_deepspeed.dividing import divided, whole_while_written
+from fabric_deepspeed.dividing import divided
 from fabric_deepspeed.engine import Engine
+from fabric_deepspeed.engines import Engines
 from fabric_deepspeed.from_config import make_optimizer, make_scheduler
 from fabric_deepspeed.hooks import DEEPSPEED
 from fabric_deepspeed.options import options_from
@@ -82,9 +83,7 @@ class DeepSpeedStrategy(FolderStrategy):
         self._shared_memory = shared_memory
         self._log_level = as_level(logging_level)
         self._deepspeed: Any = None
-        self._engines: list[Engine] = []
-        self._by_module: WeakKeyDictionary[nn.Module, Engine] = WeakKeyDictionary()
-        self._idle: list[Any] = []
+        self._engines = Engines()
 
     @property
     def stage(self) -> int:
@@ -124,13 +123,7 @@ class DeepSpeedStrategy(FolderStrategy):
 
     def teardown(self) -> None:
         """Destroy the engines, then leave the process group. Called on every rank; safe to call twice."""
-        for engine in self._engines:
-            engine.release()
-        for raw in self._idle:
-            raw.destroy()
-        self._engines.clear()
-        self._idle.clear()
-        self._by_module.clear()
+        self._engines.release()
         if self._deepspeed is not None:
             library.leave()
             self._deepspeed = None
@@ -149,7 +142,7 @@ class DeepSpeedStrategy(FolderStrategy):
         with ExitStack() as stack:
             stack.enter_context(library.working(self.local_rank))
             stack.enter_context(divided(self._deepspeed, self._complete_config(), self.root_device))
-            stack.enter_context(skip_init() if empty_init else whole_while_written(self._deepspeed))
+            stack.enter_context(skip_init() if empty_init else nullcontext())
             yield
 
     def move_module(self, module: nn.Module) -> None:
@@ -167,7 +160,7 @@ class DeepSpeedStrategy(FolderStrategy):
                     parameter.data = parameter.data.to(precision.dtype)
             return module
         raw = self._initialize(module, None)
-        self._idle.append(raw)
+        self._engines.add_untrained(raw)
         return _ForwardOnly(raw)
 
     def setup_module_and_optimizers(
@@ -197,25 +190,11 @@ class DeepSpeedStrategy(FolderStrategy):
             raise OptionsError(
                 "DeepSpeed's config names a scheduler, and one was given to setup. Take one out."
             )
-        engine = self._make_engine(module, optimizers)
-        return engine.raw, optimizers, scheduler if named is None else named
-
-    def _make_engine(self, module: nn.Module, optimizers: list[Optimizer]) -> Engine:
         check_parameters(module, optimizers)
-        precise = self._precise_weights(module)
-        joined = Joined(optimizers)
-        engine = Engine(self._initialize(module, joined), joined)
-        for parameter, weights in precise.items():
-            place = engine.layout.places.get(parameter)
-            if place is not None:
-                engine.layout.write(parameter, pieces.cut(weights, place.offset, place.length))
-        for optimizer in optimizers:
-            if optimizer.state:  # it has stepped before, or has a state from the beginning
-                states.load_optimizer_state(optimizer, engine, optimizer.state_dict())
-                optimizer.state.clear()
-        self._engines.append(engine)
-        self._by_module[module] = self._by_module[engine.raw] = engine
-        return engine
+        precise, joined = self._precise_weights(module), Joined(optimizers)
+        engine = self._engines.add(Engine(self._initialize(module, joined), joined), module)
+        states.begin_with(engine, precise)
+        return engine.raw, optimizers, scheduler if named is None else named
 
     def _precise_weights(self, module: nn.Module) -> dict[nn.Parameter, Tensor]:
         """In half precision, the float32 weights of rank 0, before the engine rounds them."""
@@ -240,6 +219,7 @@ class DeepSpeedStrategy(FolderStrategy):
             raw, *_ = self._deepspeed.initialize(
                 model=module, config=config, dist_init_required=False, **arguments
             )
+        give_back(self.root_device)  # DeepSpeed has laid the parameters out anew
         return raw
 
     # -- the step -------------------------------------------------------------------------------------------------
@@ -252,30 +232,10 @@ class DeepSpeedStrategy(FolderStrategy):
             UnsupportedError: An argument of ``torch.Tensor.backward`` that DeepSpeed has not.
         """
         gradient, retain_graph = backward_arguments(*args, **kwargs)
-        engine = self._engine_of(module)
+        engine = self._engines.of(module)
         if gradient is not None:
             loss = (loss * gradient).sum()
-        others = [other for other in self._engines if other is not engine]
-        for other in others:
-            other.expect_to_be_passed()
-        engine.backward(loss, retain_graph)
-        for other in others:
-            other.end_backward()
-
-    def _engine_of(self, module: nn.Module | None) -> Engine:
-        if module is not None and module in self._by_module:
-            return self._by_module[module]
-        if module is not None or not self._engines:
-            raise SetupError(
-                "fabric.backward() needs a model that was set up with an optimizer: DeepSpeed's engine computes its "
-                "gradients. Call fabric.setup(model, optimizer)."
-            )
-        if len(self._engines) > 1:
-            raise SetupError(
-                f"{len(self._engines)} models are in training, each in an engine of DeepSpeed's. Say to which of them "
-                "the loss belongs: fabric.backward(loss, model=model)."
-            )
-        return self._engines[0]
+        self._engines.backward(engine, loss, retain_graph)
 
     def optimizer_step(
         self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None
@@ -285,15 +245,9 @@ class DeepSpeedStrategy(FolderStrategy):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._engine_with(optimizer).step(optimizer)
+        self._engines.of_optimizer(optimizer).step(optimizer)
         optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers of PyTorch look at it
         return loss
-
-    def _engine_with(self, optimizer: Optimizer) -> Engine:
-        for engine in self._engines:
-            if any(optimizer is own for own in engine.optimizers):
-                return engine
-        raise SetupError(f"This {type(optimizer).__name__} was not set up together with a model.")
 
     def hold_gradient_sync(self, module: nn.Module) -> None:
         """It cannot be held back: where gradients are divided, they are sent as they appear."""
@@ -303,11 +257,11 @@ class DeepSpeedStrategy(FolderStrategy):
         self, optimizer: Optimizer, zero_grad: Callable[..., None], *args: Any, **kwargs: Any
     ) -> None:
         """As the contract; also drops what the engine has collected."""
-        self._engine_with(optimizer).zero_grad(optimizer)
+        self._engines.of_optimizer(optimizer).zero_grad(optimizer)
 
     def scale_gradients(self, module: nn.Module, factor: float) -> None:
         """As the contract."""
-        self._engine_of(module).scale(factor)
+        self._engines.of(module).scale(factor)
 
     def clip_gradients_norm(
         self,
@@ -318,20 +272,20 @@ class DeepSpeedStrategy(FolderStrategy):
         error_if_nonfinite: bool = True,
     ) -> Tensor:
         """As the contract. The gradients are clipped in the step, in float32."""
-        engine = self._engine_of(module)
+        engine = self._engines.of(module)
         return engine.clip_norm(parameters, max_norm, float(norm_type), error_if_nonfinite)
 
     def clip_gradients_value(
         self, module: nn.Module, parameters: list[nn.Parameter], clip_value: float
     ) -> None:
         """As the contract. The gradients are clipped in the step, in float32."""
-        self._engine_of(module).clip_value(parameters, clip_value)
+        self._engines.of(module).clip_value(parameters, clip_value)
 
     # -- state ----------------------------------------------------------------------------------------------------
 
     def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
         """The state of a module, its trained weights in float32; of what is divided, the pieces of this rank."""
-        state = states.module_state(module, self._by_module.get(module))
+        state = states.module_state(module, self._engines.find(module))
         if self._exclude_frozen:
             frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
             state = {name: value for name, value in state.items() if name not in frozen}
@@ -341,15 +295,15 @@ class DeepSpeedStrategy(FolderStrategy):
         self, module: nn.Module, state: Mapping[str, Any], strict: bool = True
     ) -> None:
         """As the contract; each rank reads only what it holds."""
-        states.load_module_state(module, self._by_module.get(module), state, strict)
+        states.load_module_state(module, self._engines.find(module), state, strict)
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
         """The state of an optimizer; of what is divided, the pieces of this rank."""
-        return states.optimizer_state(optimizer, self._engine_with(optimizer))
+        return states.optimizer_state(optimizer, self._engines.of_optimizer(optimizer))
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         """As the contract; each rank reads only what it holds."""
-        states.load_optimizer_state(optimizer, self._engine_with(optimizer), state)
+        states.load_optimizer_state(optimizer, self._engines.of_optimizer(optimizer), state)
 
     def stage_checkpoint(
         self, checkpoint: Mapping[str, Any], copied: Callable[[Any], Any]

@@ -10,6 +10,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -316,29 +317,17 @@ def with_directory(path: Path, position: int, value: bytes) -> None:
     path.write_bytes(content)
 
 
-@hostile
-def a_record_of_an_absurd_size(path: Path) -> None:
-    with_directory(path, 20, struct.pack("<II", 0xFFFFFFF0, 0xFFFFFFF0))
+IN_THE_DIRECTORY = {
+    "a_record_that_is_encrypted": (8, struct.pack("<H", 1)),
+    "a_record_of_an_absurd_size": (20, struct.pack("<II", 0xFFFFFFF0, 0xFFFFFFF0)),
+    "a_record_that_unpacks_to_an_absurd_size": (24, struct.pack("<I", 0xFFFFFFF0)),
+    "a_record_that_claims_to_be_a_folder": (38, struct.pack("<I", 0x10)),
+    "a_record_behind_the_end": (42, struct.pack("<I", 0x7FFFFFFF)),
+}
+"""Where in the entry of a record, and what is written there: each another field."""
 
-
-@hostile
-def a_record_that_unpacks_to_an_absurd_size(path: Path) -> None:
-    with_directory(path, 24, struct.pack("<I", 0xFFFFFFF0))
-
-
-@hostile
-def a_record_behind_the_end(path: Path) -> None:
-    with_directory(path, 42, struct.pack("<I", 0x7FFFFFFF))
-
-
-@hostile
-def a_record_that_is_encrypted(path: Path) -> None:
-    with_directory(path, 8, struct.pack("<H", 1))
-
-
-@hostile
-def a_record_that_claims_to_be_a_folder(path: Path) -> None:
-    with_directory(path, 38, struct.pack("<I", 0x10))
+for name, (position, value) in IN_THE_DIRECTORY.items():
+    FILES[name] = partial(with_directory, position=position, value=value)
 
 
 @hostile

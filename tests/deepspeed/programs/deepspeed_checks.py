@@ -471,6 +471,31 @@ def models_created_in_parts(opened: Any) -> Any:
         return distance(parameters_of(fabric, model), plain), sizes
 
 
+class Outer(nn.Module):
+    """Does something to its inner module, which is divided by then."""
+
+    def __init__(self, do: Callable[[nn.Linear], Any]) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        do(self.inner)
+
+
+@on({"stage 3": STAGES["stage 3"]})
+def models_that_change_what_is_divided(opened: Any) -> Any:
+    def give_other_data(inner: nn.Linear) -> None:
+        inner.weight.data = torch.ones(4, 4)
+
+    def create(do: Callable[[nn.Linear], Any], **options: Any) -> None:
+        with opened() as fabric, fabric.init_module(**options):
+            Outer(do)
+
+    return (
+        error_of(create, lambda inner: nn.init.orthogonal_(inner.weight), empty_init=True),
+        error_of(create, lambda inner: nn.init.dirac_(inner.weight)),
+        error_of(create, give_other_data),
+    )
+
+
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 

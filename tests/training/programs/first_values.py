@@ -1,4 +1,4 @@
-"""Two ways in which modules give values to parameters of others, as ``init_module`` and a strategy leave them.
+"""Ways in which modules give values to parameters of others, as ``init_module`` and a strategy leave them.
 
 Called as ``fabric run … first_values.py FOLDER``; the test imports `make` for its plain values.
 """
@@ -34,11 +34,39 @@ class Outer(nn.Module):
             nn.init.normal_(module.bias)
 
 
-class Both(nn.Module):
-    """That, and PyTorch's own, which makes layers by copying one, and asks parameters for their dimensions."""
+class Special(nn.Module):
+    """Uses the functions of ``torch.nn.init`` that look at what they write to, and writes to views."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.wide, self.high = nn.Linear(6, 4), nn.Linear(4, 6)
+        self.square, self.convolution = nn.Linear(5, 5), nn.Conv2d(4, 6, 3)
+        self.cell, self.table = nn.LSTM(3, 4), nn.Embedding(5, 4)
+        nn.init.orthogonal_(self.wide.weight, gain=2.0)
+        nn.init.orthogonal_(self.high.weight)
+        nn.init.eye_(self.square.weight)
+        nn.init.dirac_(self.convolution.weight, groups=2)
+        nn.init.sparse_(self.cell.weight_ih_l0, sparsity=0.5)
+        nn.init.trunc_normal_(self.cell.weight_hh_l0)
+        self.table.weight.data.normal_(std=0.02)
+        self.table.weight.data[2].zero_()
+        self.cell.bias_ih_l0.data.chunk(4)[1].fill_(1.0)
+        with torch.no_grad():
+            self.wide.bias[1:3] = 7.0
+            self.high.weight.T[0].copy_(self.square.weight.new_ones(6))
+            self.square.weight.diagonal().mul_(3.0)
+            self.wide.bias += self.high.weight.sum()
+            self.high.bias.copy_(self.wide.weight[0])
+        self.copy = nn.Parameter(self.wide.weight.detach().clone())
+        assert len(self.table.weight) == self.table.weight.data.size(0) == 5
+
+
+class Both(nn.Module):
+    """Those, and PyTorch's own, which makes layers by copying one, and asks parameters for their dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.special = Special()
         layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
         self.outer, self.layers = Outer(), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         for parameter in self.layers.parameters():
