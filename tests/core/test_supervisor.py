@@ -23,6 +23,7 @@ from fabric_core.supervisor import (
     Failure,
     Outcome,
     RankCommand,
+    WarmStart,
     error_directory,
     listening_socket,
     mark_failure,
@@ -38,9 +39,10 @@ from fabric_core.supervisor.failures import crash_path, failed_at, write_failure
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 SUPERVISOR = """
-import sys
-from fabric_core.supervisor import RankCommand, run_ranks
-sys.exit(run_ranks(RankCommand(sys.argv[2]), num_processes=int(sys.argv[1])))
+import os, sys
+from fabric_core.supervisor import RankCommand, WarmStart, run_ranks
+warm = WarmStart(required=True) if os.environ["WAY"] == "warm" else None
+sys.exit(run_ranks(RankCommand(sys.argv[2]), num_processes=int(sys.argv[1]), warm=warm))
 """
 
 # What every rank's script begins with.
@@ -125,14 +127,22 @@ def wait_until(condition: Callable[[], bool], within: float = 30.0) -> float:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+def way(request: pytest.FixtureRequest) -> str:
+    """How the ranks are started; both ways where `both_ways` marks a test."""
+    return getattr(request, "param", "fresh")
+
+
+both_ways = pytest.mark.parametrize("way", ["fresh", "warm"], indirect=True)
+
+
+@pytest.fixture
+def start(tmp_path: Path, way: str) -> Iterator[Callable[..., Job]]:
     jobs: list[Job] = []
 
     def start_job(num_processes: int, source: str, program: str = SUPERVISOR, **env: str) -> Job:
-        patient = {
-            "FABRIC_GRACE_SECONDS": "60"
-        }  # longer than a test waits, so that nothing ends because of it
-        jobs.append(Job(tmp_path, num_processes, source, program, **{**patient, **env}))
+        # Longer than a test waits, so that nothing ends because of it.
+        own = {"FABRIC_GRACE_SECONDS": "60", "WAY": way}
+        jobs.append(Job(tmp_path, num_processes, source, program, **{**own, **env}))
         return jobs[-1]
 
     yield start_job
@@ -153,6 +163,7 @@ train()
 """
 
 
+@both_ways
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_the_traceback_of_the_rank_that_raised_is_what_the_user_sees_last(start, failing):
     job = start(3, RAISING.format(failing=failing))
@@ -193,6 +204,7 @@ peer = connect()
 """
 
 
+@both_ways
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_the_cause_is_told_apart_from_its_consequence_even_when_it_takes_longer_to_die(start, culprit):
     job = start(
@@ -240,6 +252,7 @@ raise RuntimeError("connection closed by peer")
     assert job.err.endswith("ValueError: the cause\n")
 
 
+@both_ways
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_others_and_the_exit_code_names_the_signal(start, victim):
     job = start(2, SLEEPING)
@@ -249,6 +262,7 @@ def test_a_killed_rank_ends_the_others_and_the_exit_code_names_the_signal(start,
     assert len(job.err.splitlines()) == 1
 
 
+@both_ways
 def test_a_crash_of_the_interpreter_shows_its_stacks(start):
     job = start(2, "if rank == 1:\n    import faulthandler\n    faulthandler._sigsegv()\ntime.sleep(60)")
     assert job.finish() == 128 + signal.SIGSEGV
@@ -257,6 +271,7 @@ def test_a_crash_of_the_interpreter_shows_its_stacks(start):
     assert "train.py" in job.err
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("ending", "code", "tail"),
     [
@@ -290,6 +305,31 @@ def test_success_is_silent_and_a_rank_that_is_done_early_ends_nobody(start, endi
     assert job.err == ""
 
 
+@pytest.mark.parametrize(
+    "source", ["while True: print('x' * 999)", "print('y')"], ids=["at once", "at its end"]
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_whose_output_nobody_reads_ends_without_a_traceback(tmp_path, processes, source):
+    (tmp_path / "train.py").write_text(source)
+    reading, writing = os.pipe()
+    os.close(reading)
+    job = subprocess.run(
+        [sys.executable, "-c", SUPERVISOR, str(processes), "train.py"],
+        cwd=tmp_path,
+        env={**os.environ, "WAY": "fresh"},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writing)
+    assert job.returncode == 128 + signal.SIGPIPE
+    lines = job.stderr.splitlines()
+    assert 0 < len(lines) <= processes
+    assert all(line.startswith("fabric: rank ") for line in lines)
+    assert all(line.endswith("nobody reads its output any more") for line in lines)
+
+
 def test_a_rank_that_failed_but_cannot_end_does_not_hold_up_the_job(start):
     source = """
     if rank == 1:
@@ -302,6 +342,7 @@ def test_a_rank_that_failed_but_cannot_end_does_not_hold_up_the_job(start):
     assert job.err.endswith("ValueError: boom\n")
 
 
+@both_ways
 def test_a_rank_that_failed_may_finish_what_it_does_last(start):
     """It is noticed as failed long before it ends, and the others are ended, but not this one."""
     source = """
@@ -319,6 +360,7 @@ def test_a_rank_that_failed_may_finish_what_it_does_last(start):
     assert job.out.splitlines() == ["told to end", "finished"]
 
 
+@both_ways
 def test_a_stopped_rank_is_killed_after_the_grace_period(start):
     job = start(2, RAISING.format(failing=1), FABRIC_GRACE_SECONDS="0.5")
     os.kill(job.pids()[0], signal.SIGSTOP)
@@ -350,6 +392,7 @@ def test_a_rank_may_use_the_grace_period_but_not_more(start):
     assert job.err.endswith("ValueError: boom\n")
 
 
+@both_ways
 def test_exit_codes_survive_a_parent_that_ignores_its_children(start):
     """A process that ignores SIGCHLD never learns how its children ended; the failure would look like success."""
     job = start(
@@ -363,6 +406,7 @@ def test_exit_codes_survive_a_parent_that_ignores_its_children(start):
 # ------------------------------------------------------------------------------------------- the parent dies
 
 
+@both_ways
 def test_kill_9_of_the_parent_leaves_no_rank_and_no_worker_alive(start):
     source = """
     import subprocess
@@ -398,6 +442,7 @@ except KeyboardInterrupt:
 """
 
 
+@both_ways
 @pytest.mark.parametrize("stubborn", ["", STUBBORN], ids=["docile", "stubborn"])
 @pytest.mark.parametrize("to_all", [True, False], ids=["to_the_group", "to_the_supervisor"])
 def test_ctrl_c_ends_everything_after_a_short_grace_period_without_a_traceback(start, to_all, stubborn):
@@ -410,15 +455,16 @@ def test_ctrl_c_ends_everything_after_a_short_grace_period_without_a_traceback(s
 
 
 START_TELLS = """
-from fabric_core.supervisor import launch
-popen = launch.subprocess.Popen
+from fabric_core.supervisor import starters
+popen = starters.subprocess.Popen
 def tell(*arguments, **options):
     open("starting", "w").close()
     return popen(*arguments, **options)
-launch.subprocess.Popen = tell
+starters.subprocess.Popen = tell
 """
 
 
+@both_ways
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.04, 0.07, 0.1])
 def test_ctrl_c_while_the_ranks_are_starting_shows_no_traceback_either(start, delay):
     program = SUPERVISOR.replace("sys.exit(", f"{START_TELLS}\nsys.exit(")
@@ -430,6 +476,7 @@ def test_ctrl_c_while_the_ranks_are_starting_shows_no_traceback_either(start, de
     assert job.err == "fabric: interrupted\n"
 
 
+@both_ways
 def test_a_second_ctrl_c_kills_at_once(start):
     patient = "from fabric_core.supervisor import watch\nwatch._INTERRUPT_GRACE = 60.0\n"
     job = start(2, STUBBORN + SLEEPING, program=SUPERVISOR.replace("sys.exit(", f"{patient}sys.exit("))
@@ -453,6 +500,7 @@ def test_ctrl_c_cuts_the_grace_period_after_a_failure_short(start):
     assert job.err.endswith("ValueError: boom on rank 0\n")
 
 
+@both_ways
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_to_the_supervisor_is_passed_on(start, name):
     source = f"""
@@ -474,6 +522,7 @@ def test_a_signal_to_the_supervisor_is_passed_on(start, name):
     assert job.err == f"fabric: ended by {name}; {late}\n"
 
 
+@both_ways
 def test_a_job_that_was_started_under_nohup_outlives_the_terminal(start):
     job = start(
         1, SLEEPING, program=f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{SUPERVISOR}"
@@ -489,6 +538,7 @@ def test_a_job_that_was_started_under_nohup_outlives_the_terminal(start):
 # ------------------------------------------------------------------------------------ network and environment
 
 
+@both_ways
 def test_only_rank_0_listens_and_only_on_loopback_while_the_others_reach_it(start):
     source = """
     if rank == 0:
@@ -600,7 +650,8 @@ def test_rank_variables_share_the_processors_unless_the_user_has_decided(monkeyp
     assert rank_variables(0, num_processes=2, main_port=1)["OMP_NUM_THREADS"] == "7"
 
 
-def test_the_environment_handlers_and_descriptors_of_the_parent_stay_as_they_were(tmp_path):
+@both_ways
+def test_the_environment_handlers_and_descriptors_of_the_parent_stay_as_they_were(tmp_path, way):
     script = tmp_path / "train.py"
     script.write_text(
         "import os; assert os.environ['EXTRA'] == 'yes'; assert os.environ['FABRIC_LAUNCHED'] == '1'"
@@ -617,7 +668,8 @@ def test_the_environment_handlers_and_descriptors_of_the_parent_stay_as_they_wer
         )
 
     before = state()
-    assert run_ranks(RankCommand(str(script)), num_processes=2, env={"EXTRA": "yes"}) == 0
+    warm = WarmStart(required=True) if way == "warm" else None
+    assert run_ranks(RankCommand(str(script)), num_processes=2, env={"EXTRA": "yes"}, warm=warm) == 0
     assert state() == before
 
 

@@ -19,6 +19,7 @@ CPU = AcceleratorSpec(
     "fabric_core.parts.cpu:CPUAccelerator",
     probe="fabric_core.parts.cpu:probe",
     priority=-100,
+    forkable=True,
     options_type=NoOptions,
     description="the CPU; a device is a process",
 )

@@ -1,6 +1,7 @@
-"""Processes that must not outlive the process that started them.
+"""Processes that must not outlive the process that started them, and processes that get another parent.
 
-On Linux the kernel does it, by a parent-death signal that ends even a stopped process; elsewhere a thread looks.
+On Linux the kernel does both: a parent-death signal ends even a stopped process, and whoever asks for it becomes the
+parent of orphans among its descendants. Elsewhere a thread looks for the parent, and nobody can adopt.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["die_with_parent"]
+__all__ = ["adopting", "can_adopt", "die_with_parent"]
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 _LOOK_EVERY = 0.5  # seconds
 
 
@@ -46,14 +51,48 @@ def die_with_parent(parent_pid: int | None = None) -> None:
         _die()
 
 
+def can_adopt() -> bool:
+    """Whether this system gives orphans to a process that asks for them."""
+    return _adopts() is not None
+
+
+@contextmanager
+def adopting() -> Iterator[None]:
+    """Be the parent of every descendant that loses its own within the block.
+
+    Whose parent this process has become stays its child, to be waited for, after the block.
+    """
+    before = _adopts()
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        _prctl(_PR_SET_CHILD_SUBREAPER, before or 0)
+
+
+def _adopts() -> int | None:
+    """Whether this process gets orphans at this moment, as the kernel writes it; ``None`` where nobody ever does."""
+    try:
+        import ctypes
+    except ImportError:
+        return None
+    answer = ctypes.c_int(0)
+    return answer.value if _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer)) else None
+
+
 def _ask_kernel() -> bool:
     """Request the parent-death signal; whether the system knows such a thing."""
+    return _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+def _prctl(option: int, argument: Any) -> bool:
+    """Ask something of Linux for this process; whether it was done."""
     if not sys.platform.startswith("linux"):
         return False
     try:
         import ctypes  # some builds of Python lack it
 
-        return bool(ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0)
+        return bool(ctypes.CDLL(None).prctl(option, argument, 0, 0, 0) == 0)
     except (ImportError, OSError, AttributeError):
         return False
 

@@ -166,6 +166,9 @@ class AcceleratorSpec(PartSpec):
         strategies: Which strategy this device wants in a situation, by name. What is not listed here is left to the
             strategies that volunteer.
         max_devices: How many devices one job can use on a node; ``None`` for no limit.
+        forkable: Whether copies (forks) of a process that has imported PyTorch, but has not touched a device, can use
+            these devices as any process can. Then the ranks of a job may be started as such copies, in less time and
+            memory. State it only where it is known.
     """
 
     kind = "accelerator"
@@ -176,12 +179,14 @@ class AcceleratorSpec(PartSpec):
     groups: tuple[str, ...] = field(default=(), kw_only=True)
     strategies: Mapping[Situation, str] = field(default_factory=dict, kw_only=True)
     max_devices: int | None = field(default=None, kw_only=True)
+    forkable: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         right = isinstance(self.probe, str) or callable(self.probe)
         _demand(self, "probe", right, "'package.module:function' or a function")
         _demand(self, "priority", _is_number(self.priority), "a whole number")
+        _demand(self, "forkable", isinstance(self.forkable, bool), "True or False")
         _demand(
             self,
             "strategies",

@@ -27,8 +27,8 @@ class ScriptLauncher(Launcher):
 
         Args:
             function: Not used here: the ranks come to it by themselves.
-            job: How many processes to start. With several nodes, ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``
-                in the environment tell the place of this one.
+            job: How many processes to start, and how. With several nodes, ``NODE_RANK``, ``MASTER_ADDR`` and
+                ``MASTER_PORT`` in the environment tell the place of this one.
 
         Raises:
             LaunchError: There is no script (a notebook, a prompt), or this node does not know its place.
@@ -42,5 +42,6 @@ class ScriptLauncher(Launcher):
             num_nodes=job.num_nodes,
             main_address=node.main_address,
             main_port=node.main_port,
+            warm=job.warm,
         )
         raise SystemExit(code)

@@ -62,10 +62,11 @@ def _versions() -> dict[str, str]:
 def _devices(registry: Registry) -> list[dict[str, Any]]:
     """What every probe answers."""
     from fabric_core.resolve.hardware import probed
+    from fabric_core.starting import way_on
 
     found = []
     for offer in registry.offers("accelerator"):
-        answer = probed(offer)
+        answer, way = probed(offer), way_on(offer.spec, os.environ)
         found.append(
             {
                 "name": offer.spec.name,
@@ -74,6 +75,8 @@ def _devices(registry: Registry) -> list[dict[str, Any]]:
                 "devices": list(answer.inventory.indices),
                 "note": answer.inventory.note,
                 "error": str(answer.broken or ""),
+                "start": way.name,
+                "start_reason": way.reason,
             }
         )
     return found
@@ -155,6 +158,10 @@ def _show(report: dict[str, Any]) -> None:
     show_table(
         ("device", "from", "here", "note"),
         [(d["name"], d["distribution"], _yes(d["available"]), d["note"]) for d in report["devices"]],
+    )
+    show_table(
+        ("ranks on", "start", "because"),
+        [(d["name"], d["start"], d["start_reason"]) for d in report["devices"] if d["available"]],
     )
     show_table(
         ("cluster environment", "from", "here", "note"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from fabric_core.cli.show import show_json, show_table, show_text
 from fabric_core.plan import Choice, Plan, Request
 from fabric_core.registry import default_registry
 from fabric_core.settings import find_tables
+
+if TYPE_CHECKING:
+    from fabric_core.starting import Way
 
 
 class ExplainCommand(PartsCommand):
@@ -45,19 +48,22 @@ def explain(as_json: bool, parts: dict[str, dict[str, str]], **flags: Any) -> No
     this help lists the options of that strategy, and likewise for the other flags.
     """
     from fabric_core.resolve import resolve
+    from fabric_core.starting import way_to_start
 
     flags = given(flags)
     import_from(os.getcwd(), flags)
     request = Request(**flags, texts=parts, tables=find_tables(), environ=os.environ)
     plan = resolve(request, default_registry())
+    way = way_to_start(plan, os.environ)
     if as_json:
-        show_json(plan.to_dict())
+        show_json({**plan.to_dict(), "start": {"name": way.name, "reason": way.reason}})
     else:
-        _show(plan)
+        _show(plan, way)
 
 
-def _show(plan: Plan) -> None:
-    show_table(("part", "chosen", "why, and what else there was"), _lines(plan))
+def _show(plan: Plan, way: Way) -> None:
+    start = "start", way.name, way.reason
+    show_table(("part", "chosen", "why, and what else there was"), [*_lines(plan), start])
     for warning in plan.warnings:
         show_text(f"warning: {warning}")
 

@@ -31,6 +31,7 @@ STARTING: Mapping[str, tuple[str, str]] = {
     "main_address": ("HOST", "Where node 0 is, as all nodes see it."),
     "main_port": ("PORT", "Where global rank 0 listens; any free port on a single node."),
     "max_restarts": ("NUMBER", "How often all ranks are started again when one has failed; 0 by default."),
+    "start": ("HOW", "Copy the ranks from one 'warm' process, start them 'fresh', or 'auto'."),
     "grace": ("SECONDS", "How long ranks have from SIGTERM to their end; 30 by default."),
 }
 """The flags that say how the ranks are started and watched."""
@@ -148,6 +149,7 @@ def _become(call: Call, message: dict[str, str]) -> NoReturn:
 
 def _start(call: Call, message: dict[str, str], plan: Plan) -> int:
     """Run the ranks of this node to their end; their exit code."""
+    from fabric_core.starting import way_to_start
     from fabric_core.supervisor import RankCommand, run_ranks
 
     node_rank = _number(call, "node_rank", 0, plan.num_nodes - 1) or 0
@@ -167,6 +169,7 @@ def _start(call: Call, message: dict[str, str], plan: Plan) -> int:
         env=message,
         grace=call.flags.get("grace"),
         max_restarts=_number(call, "max_restarts", 0, 1_000_000) or 0,
+        warm=way_to_start(plan, os.environ, call.flags.get("start")).warm,
     )
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fabric_core.contracts.part import Part
 from fabric_core.specs import LauncherSpec
+
+if TYPE_CHECKING:
+    from fabric_core.supervisor import WarmStart
 
 __all__ = ["LaunchJob", "Launcher"]
 
@@ -20,10 +23,13 @@ class LaunchJob:
     Attributes:
         num_processes: How many processes to start on this node.
         num_nodes: How many nodes the job has.
+        warm: What every process does first, for a launcher that can do it once and copy the process for each rank;
+            ``None`` where each has to start afresh.
     """
 
     num_processes: int
     num_nodes: int = 1
+    warm: WarmStart | None = None
 
 
 class Launcher(Part):

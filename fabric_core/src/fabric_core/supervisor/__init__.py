@@ -8,6 +8,8 @@ Design, in the order of the files:
 - `tracebacks`, `signals`, `entry`, `program`: what runs inside a rank. `enter_rank` ties its life to the
   supervisor's and records how it ends; `program` runs the user's script as the real ``__main__``.
 - `children`, `outcome`, `watch`: the one supervision loop, for anything that is a `Child`.
+- `command`, `messages`, `copies`, `starters`: the program, and how a process comes to run it as a rank: a fresh
+  interpreter, or a copy of one that has imported PyTorch already.
 - `variables`, `network`, `restarts`, `launch`: the environment of a rank, the meeting point, what follows a failure,
   and `run_ranks` over it all.
 
@@ -34,6 +36,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fabric_core.supervisor.children import Child as Child
     from fabric_core.supervisor.children import ProcessChild as ProcessChild
+    from fabric_core.supervisor.command import RankCommand as RankCommand
+    from fabric_core.supervisor.command import current_command as current_command
     from fabric_core.supervisor.entry import enter_rank as enter_rank
     from fabric_core.supervisor.failures import Failure as Failure
     from fabric_core.supervisor.failures import error_directory as error_directory
@@ -42,8 +46,6 @@ if TYPE_CHECKING:
     from fabric_core.supervisor.failures import read_failure as read_failure
     from fabric_core.supervisor.failures import write_failure as write_failure
     from fabric_core.supervisor.launch import DEFAULT_MAIN_PORT as DEFAULT_MAIN_PORT
-    from fabric_core.supervisor.launch import RankCommand as RankCommand
-    from fabric_core.supervisor.launch import current_command as current_command
     from fabric_core.supervisor.launch import run_ranks as run_ranks
     from fabric_core.supervisor.milestones import Milestone as Milestone
     from fabric_core.supervisor.milestones import tell_supervisor as tell_supervisor
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from fabric_core.supervisor.outcome import Outcome as Outcome
     from fabric_core.supervisor.outcome import raise_for_outcome as raise_for_outcome
     from fabric_core.supervisor.outcome import report as report
+    from fabric_core.supervisor.starters import WarmStart as WarmStart
+    from fabric_core.supervisor.starters import read_early as read_early
     from fabric_core.supervisor.tracebacks import strip_plumbing as strip_plumbing
     from fabric_core.supervisor.tracebacks import summary_of as summary_of
     from fabric_core.supervisor.tracebacks import text_of as text_of
@@ -63,12 +67,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "children": ("Child", "ProcessChild"),
+    "command": ("RankCommand", "current_command"),
     "entry": ("enter_rank",),
     "failures": ("Failure", "error_directory", "failed_at", "mark_failure", "read_failure", "write_failure"),
-    "launch": ("DEFAULT_MAIN_PORT", "RankCommand", "current_command", "run_ranks"),
+    "launch": ("DEFAULT_MAIN_PORT", "run_ranks"),
     "milestones": ("Milestone", "tell_supervisor"),
     "network": ("listening_socket", "meeting_point"),
     "outcome": ("PREEMPTED", "Outcome", "raise_for_outcome", "report"),
+    "starters": ("WarmStart", "read_early"),
     "tracebacks": ("strip_plumbing", "summary_of", "text_of"),
     "variables": ("ERROR_DIR", "LISTEN_FD", "rank_variables"),
     "watch": ("supervise",),

@@ -42,6 +42,30 @@ class ProcessChild:
             os.kill(self.pid, sig)
 
 
+class AdoptedChild:
+    """A child that another process has forked."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """As `Child.poll`."""
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has waited for it, and knows its status alone
+                pid, status = self.pid, 0
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+    def send_signal(self, sig: int, /) -> None:
+        """As `Child.send_signal`."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+
 def exit_code_of(status: int) -> int:
     """The exit code that a shell would give to a status: 128 + N when signal N ended the process."""
     return status if status >= 0 else 128 - status

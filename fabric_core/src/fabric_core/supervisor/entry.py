@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,9 @@ from fabric_core.supervisor.failures import Failure, crash_path, failed_at, writ
 from fabric_core.supervisor.outcome import PREEMPTED
 from fabric_core.supervisor.signals import INTERRUPTED, hear_interrupt, ignore_interrupt
 from fabric_core.supervisor.tracebacks import show, strip_plumbing, summary_of, text_of
+
+_STDOUT = 1
+_UNREAD = 128 + 13  # as SIGPIPE, which Python ignores, would have ended the process
 
 
 @contextmanager
@@ -62,6 +66,10 @@ def enter_rank(
         raise
     except BaseException as error:
         ignore_interrupt()
+        if isinstance(error, BrokenPipeError) and _nobody_reads(_STDOUT):
+            _recorded(error_dir, Failure(rank, _UNREAD, failed_at(error), "nobody reads its output any more"))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # what is left to be written would fail again
+            raise SystemExit(_UNREAD) from None
         strip_plumbing(error)
         alone = alone or error_dir is None
         text = "" if alone else text_of(error, by_hook=excepthook)
@@ -69,6 +77,15 @@ def enter_rank(
         if not _recorded(error_dir, failure) or alone:
             show(error)
         raise SystemExit(1) from error
+
+
+def _nobody_reads(descriptor: int) -> bool:
+    """Whether what is written there meets a pipe that its reader has closed, as in ``fabric run … | head``."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _recorded(error_dir: str | None, failure: Failure) -> bool:

@@ -1,25 +1,25 @@
-"""Starting the ranks of this node as fresh interpreters that run a script or module."""
+"""Starting the ranks of this node, which run a script or module, and starting them again."""
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor.children import Child
+from fabric_core.supervisor.command import RankCommand
 from fabric_core.supervisor.failures import error_directory
 from fabric_core.supervisor.network import meeting_point
 from fabric_core.supervisor.outcome import Outcome
 from fabric_core.supervisor.restarts import run_attempts
+from fabric_core.supervisor.signals import Inbox
+from fabric_core.supervisor.starters import FreshStarter, Starter, WarmStart, WarmStarter
 from fabric_core.supervisor.variables import (
     ERROR_DIR,
     LISTEN_FD,
-    MODULE_FLAG,
     RESTARTS,
     SUPERVISOR_PID,
     rank_variables,
@@ -28,68 +28,6 @@ from fabric_core.supervisor.watch import grace_seconds, supervise
 
 DEFAULT_MAIN_PORT = 29500
 """Where global rank 0 listens in a job of several nodes, which cannot ask each other before they have met."""
-
-
-@dataclass(frozen=True)
-class RankCommand:
-    """The program that every rank runs.
-
-    Attributes:
-        target: The path of a script (or of a folder or archive with a ``__main__``), or the name of a module.
-        is_module: Whether ``target`` is the name of a module, as after ``python -m``.
-        args: What the program finds in ``sys.argv[1:]``.
-    """
-
-    target: str
-    is_module: bool = False
-    args: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """Find out before anything is started whether there is a script to run.
-
-        Raises:
-            LaunchError: There is none.
-        """
-        if not self.is_module and not os.path.exists(self.target):
-            raise LaunchError(
-                f"There is no script {self.target!r} in {os.getcwd()}. "
-                "Give the path of a file, or -m and the name of a module."
-            )
-
-    def argv(self) -> list[str]:
-        """The command line of a rank, with the interpreter's flags of this process (``-O``, ``-W``, ``-X`` …)."""
-        if not sys.executable:
-            raise LaunchError(
-                "Python does not know its own executable here, so no further process can be started."
-            )
-        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        if getattr(sys.stdout, "write_through", False):
-            flags.append("-u")
-        module = [MODULE_FLAG] if self.is_module else []
-        return [sys.executable, *flags, "-m", "fabric_core.rank", *module, self.target, *self.args]
-
-
-def current_command() -> RankCommand:
-    """The program that is running now, so that it can be started again.
-
-    Raises:
-        LaunchError: This is an interactive session, or code that came from no file.
-    """
-    main = sys.modules["__main__"]
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    args = tuple(sys.argv[1:])
-    if spec is not None and spec.name != "__main__":
-        return RankCommand(spec.name.removesuffix(".__main__"), True, args)
-    if spec is not None:
-        return RankCommand(sys.argv[0], False, args)
-    if file is None or not os.path.exists(file):
-        raise LaunchError(
-            "The running program cannot be started again, because it is no script: this is an interactive "
-            "session, a notebook, or code given by -c. Put it into a file, or choose a launcher that forks."
-        )
-    # The path as it was typed, unless the program has changed its folder or its arguments since.
-    typed = os.path.abspath(sys.argv[0]) == os.path.abspath(file)
-    return RankCommand(sys.argv[0] if typed else file, False, args)
 
 
 def run_ranks(
@@ -103,6 +41,7 @@ def run_ranks(
     env: Mapping[str, str] | None = None,
     grace: float | str | None = None,
     max_restarts: int = 0,
+    warm: WarmStart | None = None,
 ) -> int:
     """Run a program on every rank of this node and wait for all of them. Called once per node, in the parent.
 
@@ -121,6 +60,8 @@ def run_ranks(
         grace: Seconds between SIGTERM and SIGKILL (default: ``FABRIC_GRACE_SECONDS``, else 30).
         max_restarts: How often all ranks are started again when one has failed; see `restarts`. Each time they meet
             anew, and find the number of restarts in ``FABRIC_RESTARTS``.
+        warm: What one process does before it is copied for every rank (see [Note: warm starts]); ``None`` for ranks
+            that are started afresh.
 
     Returns:
         The exit code: that of the first failing rank (128 + N when signal N ended it), 75 when the ranks agreed to
@@ -135,25 +76,28 @@ def run_ranks(
     command.check()
     seconds = grace_seconds(grace)
     _open_standard_streams()
-
-    attempt = partial(
-        _run_once,
-        command,
-        num_processes=num_processes,
-        node_rank=node_rank,
-        num_nodes=num_nodes,
-        main_address=main_address,
-        main_port=main_port if main_port is not None or num_nodes == 1 else DEFAULT_MAIN_PORT,
-        env=env or {},
-        grace=seconds,
-    )
-    return run_attempts(attempt, max_restarts).exit_code
+    fresh = FreshStarter(command)
+    with closing(fresh if warm is None else WarmStarter(command, warm, fresh)) as starter:
+        attempt = partial(
+            _run_once,
+            starter,
+            most_restarts=max_restarts,
+            num_processes=num_processes,
+            node_rank=node_rank,
+            num_nodes=num_nodes,
+            main_address=main_address,
+            main_port=main_port if main_port is not None or num_nodes == 1 else DEFAULT_MAIN_PORT,
+            env=env or {},
+            grace=seconds,
+        )
+        return run_attempts(attempt, max_restarts).exit_code
 
 
 def _run_once(
-    command: RankCommand,
+    starter: Starter,
     restarts: int,
     *,
+    most_restarts: int,
     num_processes: int,
     node_rank: int,
     num_nodes: int,
@@ -163,12 +107,15 @@ def _run_once(
     grace: float,
 ) -> Outcome:
     """Start the ranks and wait for their end. They meet where no earlier ones have met."""
-    listener = _listener(main_address, main_port, num_nodes) if node_rank == 0 else None
-    port = main_port if listener is None else listener.getsockname()[1]
-    assert port is not None, "a single node always listens"
-    environ = {**os.environ, **env, RESTARTS: str(restarts), SUPERVISOR_PID: str(os.getpid())}
-    environ.pop(LISTEN_FD, None)
-    with error_directory() as error_dir:
+    with ExitStack() as stack:
+        listener = _listener(main_address, main_port, num_nodes) if node_rank == 0 else None
+        if listener is not None:
+            stack.enter_context(listener)
+        port = main_port if listener is None else listener.getsockname()[1]
+        assert port is not None, "a single node always listens"
+        error_dir = stack.enter_context(error_directory())
+        environ = {**os.environ, **env, RESTARTS: str(restarts), SUPERVISOR_PID: str(os.getpid())}
+        environ.pop(LISTEN_FD, None)
         environ[ERROR_DIR] = error_dir
         variables = [
             rank_variables(
@@ -182,32 +129,36 @@ def _run_once(
             )
             for local_rank in range(num_processes)
         ]
-        ranks = _start(command.argv(), [{**environ, **own} for own in variables], listener)
-        return supervise(ranks, error_dir=error_dir, grace=grace)
+        inbox = stack.enter_context(Inbox())
+        ready = starter.get_ready(environ | _shared(variables), inbox)
+        ranks = _start(ready, [environ | own for own in variables], listener, last=restarts == most_restarts)
+        return supervise(() if inbox.tells_to_end else ranks, error_dir=error_dir, grace=grace, inbox=inbox)
+
+
+def _shared(variables: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What all ranks find alike."""
+    first, *others = variables
+    return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
 
 
 def _start(
-    argv: list[str], environments: list[dict[str, str]], listener: socket.socket | None
+    starter: Starter,
+    environments: Sequence[Mapping[str, str]],
+    listener: socket.socket | None,
+    *,
+    last: bool,
 ) -> Iterator[tuple[int, Child]]:
     """Start one process per environment; the first gets the listening socket, which is then closed here.
 
     The first alone reads the standard input too: what is typed or piped in would go to whoever asks first.
     """
-    fds: tuple[int, ...] = ()
-    if listener is not None and os.name == "posix":
-        fds = (listener.fileno(),)
-        environments[0][LISTEN_FD] = str(listener.fileno())
-    try:
-        for environment in environments:
-            stdin = None if environment is environments[0] else subprocess.DEVNULL
-            yield (
-                int(environment["RANK"]),
-                subprocess.Popen(argv, env=environment, pass_fds=fds, stdin=stdin),
-            )
-            fds = ()
-    finally:
-        if listener is not None:
+    for number, environment in enumerate(environments):
+        rank = starter.start(environment, listener=listener if number == 0 else None, reads=number == 0)
+        if number == 0 and listener is not None:
             listener.close()
+        yield int(environment["RANK"]), rank
+    if last:
+        starter.close()
 
 
 def _open_standard_streams() -> None:

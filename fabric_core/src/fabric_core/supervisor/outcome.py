@@ -52,6 +52,13 @@ def report(outcome: Outcome, stream: TextIO | None = None) -> None:
         stream.flush()
 
 
+def say(line: str) -> None:
+    """Write one line about the launch to ``sys.stderr``."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"fabric: {line}\n")
+        sys.stderr.flush()
+
+
 def raise_for_outcome(outcome: Outcome) -> None:
     """Raise what a launch inside a living program ends with; return when all ranks succeeded.
 

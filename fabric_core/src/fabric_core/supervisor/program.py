@@ -38,6 +38,8 @@ def run(arguments: Sequence[str]) -> None:
         keep_dynamo_out()  # before the program makes its first optimizer
         _run_main(*(_load_module(target, rest) if is_module else _load_path(target, rest)))
         finish()
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()  # a reader that is gone is noticed here, where it can be told
 
 
 def _run_main(main: ModuleType, code: CodeType) -> None:

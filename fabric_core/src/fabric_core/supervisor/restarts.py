@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
-from fabric_core.supervisor.outcome import Outcome, report
+from fabric_core.supervisor.outcome import Outcome, report, say
 
 _KILLED = 128  # from here on, exit codes name the signal that ended a rank
 
@@ -25,21 +24,15 @@ def run_attempts(attempt: Callable[[int], Outcome], max_restarts: int) -> Outcom
         if outcome.first is None or outcome.told_to_end or outcome.undead or not max_restarts:
             return outcome
         if restarts == max_restarts:
-            _say(f"not started again: this was restart {restarts} of {max_restarts}")
+            say(f"not started again: this was restart {restarts} of {max_restarts}")
         elif restarts == 0 and _would_fail_again(outcome):
-            _say("not started again: no rank had met the others yet, so the next attempt would end alike")
+            say("not started again: no rank had met the others yet, so the next attempt would end alike")
             return outcome
         else:
-            _say(f"all ranks are started again: restart {restarts + 1} of {max_restarts}")
+            say(f"all ranks are started again: restart {restarts + 1} of {max_restarts}")
     return outcome
 
 
 def _would_fail_again(outcome: Outcome) -> bool:
     """Whether the program itself is at fault, rather than what it met with on the way."""
     return not outcome.joined and outcome.first is not None and outcome.first.exit_code < _KILLED
-
-
-def _say(line: str) -> None:
-    if sys.stderr is not None:
-        sys.stderr.write(f"fabric: {line}\n")
-        sys.stderr.flush()

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -70,13 +70,20 @@ class Inbox:
         except BlockingIOError:
             return  # the bell is ringing already
 
-    def take(self) -> list[int]:
-        """The signals that came since the last call, in their order."""
-        try:
+    @property
+    def tells_to_end(self) -> bool:
+        """Whether a signal that asks for the end waits to be taken."""
+        return any(signum in ENDING for signum in self._received)
+
+    def hush(self) -> None:
+        """Let ``fd`` be silent until the next signal. What has come waits to be taken nevertheless."""
+        with suppress(BlockingIOError):
             while os.read(self.fd, 512):
                 continue
-        except BlockingIOError:
-            pass
+
+    def take(self) -> list[int]:
+        """The signals that came since the last call, in their order."""
+        self.hush()
         taken, self._received = self._received, []
         return taken
 

@@ -13,6 +13,8 @@ LISTEN_FD = "FABRIC_LISTEN_FD"
 RESTARTS = "FABRIC_RESTARTS"
 """Holds how often the ranks were started again after a failure."""
 SUPERVISOR_PID = "FABRIC_SUPERVISOR_PID"
+WARM_FD = "FABRIC_WARM_FD"
+"""Holds the number of the socket over which a process is told to warm up, and to be copied, rather than to run."""
 
 MODULE_FLAG = "--module"
 

@@ -6,6 +6,7 @@ import os
 import selectors
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor.children import Child, exit_code_of
@@ -26,7 +27,11 @@ _POLL_EVERY = 0.02  # how often to look for deaths where the system cannot annou
 
 
 def supervise(
-    children: Iterable[tuple[int, Child]], *, error_dir: str | None = None, grace: float | str | None = None
+    children: Iterable[tuple[int, Child]],
+    *,
+    error_dir: str | None = None,
+    grace: float | str | None = None,
+    inbox: Inbox | None = None,
 ) -> Outcome:
     """Watch over started processes until the last has ended; when one fails, end the others.
 
@@ -38,6 +43,7 @@ def supervise(
             it: no signal can fall between the start and the supervision, and a failing start ends the others.
         error_dir: Where the ranks record their failures (`error_directory`).
         grace: Seconds between SIGTERM and SIGKILL (default: ``FABRIC_GRACE_SECONDS``, else 30).
+        inbox: Where signals to this process arrive already, if anywhere. It stays open.
 
     Returns:
         How it ended; see `report` and `raise_for_outcome`.
@@ -46,9 +52,9 @@ def supervise(
         LaunchError: The grace period is no number. What ``children`` raises passes through.
     """
     seconds = grace_seconds(grace)
-    with Inbox() as inbox, selectors.DefaultSelector() as selector:
-        selector.register(inbox.fd, selectors.EVENT_READ)
-        watch = _Watch(inbox, selector, error_dir, seconds)
+    with nullcontext(inbox) if inbox else Inbox() as opened, selectors.DefaultSelector() as selector:
+        selector.register(opened.fd, selectors.EVENT_READ)
+        watch = _Watch(opened, selector, error_dir, seconds)
         try:
             with interrupts_held():
                 for rank, child in children:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -158,7 +159,10 @@ class Life:
         call = partial(_run_in_rank, self, function, args, kwargs)
         if function is not None:
             update_wrapper(call, function)  # messages speak of the user's function
-        return launcher.launch(call, LaunchJob(self.plan.processes_per_node, self.plan.num_nodes))
+        from fabric_core.starting import way_to_start  # where nothing is started, it is not needed
+
+        warm = way_to_start(self.plan, os.environ).warm
+        return launcher.launch(call, LaunchJob(self.plan.processes_per_node, self.plan.num_nodes, warm))
 
     def _launcher_to_use(self) -> Launcher | None:
         """The launcher, unless an environment that could not be detected turns out to have started the processes."""
