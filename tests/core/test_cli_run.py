@@ -32,6 +32,12 @@ print(json.dumps({"argv": sys.argv[1:], "pid": os.getpid(), "folder": sys.path[0
 """
 
 
+@pytest.fixture
+def clean_environ(clean_environ: dict[str, str]) -> dict[str, str]:
+    """Nothing that runs here needs PyTorch, so nobody imports it for the ranks."""
+    return {**clean_environ, "FABRIC_START": "fresh"}
+
+
 @pytest.fixture(autouse=True)
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "show.py"
@@ -184,8 +190,10 @@ def test_the_flags_reach_every_rank_and_only_those_that_were_given(fabric: Run) 
     assert one["argv"] == ["--lr", "1"]
 
 
-def test_devices_start_that_many_ranks(fabric: Run) -> None:
-    ended = fabric("run", "show.py", "--devices=2", "--accelerator=cpu", "--strategy=ddp", "-x")
+@pytest.mark.parametrize("start", ["fresh", "warm"])
+def test_devices_start_that_many_ranks(fabric: Run, start: str) -> None:
+    flags = ("--devices=2", "--accelerator=cpu", "--strategy=ddp", f"--start={start}")
+    ended = fabric("run", "show.py", *flags, "-x")
     zero, one = shown(ended)
     assert [(r["environ"]["RANK"], r["environ"]["LOCAL_RANK"], r["argv"]) for r in (zero, one)] == [
         ("0", "0", ["-x"]),

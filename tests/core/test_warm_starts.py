@@ -135,6 +135,9 @@ def test_ranks_are_children_of_the_supervisor_and_the_warm_process_is_gone_once_
     source = "answer([os.getpid(), os.getppid()])\nwhile not os.path.exists('go'): time.sleep(0.01)"
     job.start(source)
     job.wait_for("answer-0", "answer-1")
+    until = time.monotonic() + 30
+    while len(job.family()) > 2 and time.monotonic() < until:
+        time.sleep(0.01)
     family = {process.pid: process.ppid() for process in job.family()}
     (job.folder / "go").touch()
     assert job.end() == (0, "")
@@ -430,6 +433,9 @@ def test_ranks_are_copied_again_from_the_same_process_and_from_another_if_that_i
     attempt = int(os.environ["FABRIC_RESTARTS"])
     warm = [int(name.rpartition("-")[2]) for name in os.listdir() if name.startswith("imported-by-")]
     answer([attempt, len(warm)])
+    open(f"here-{attempt}-{rank}", "w").close()
+    while not os.path.exists(f"here-{attempt}-1"):
+        time.sleep(0.01)
     if rank == 0 and attempt < 3:
         if attempt == 1:
             os.kill(warm[0], signal.SIGKILL)
