@@ -76,7 +76,8 @@ def test_ranks_that_meet_again_find_no_traces_of_the_last_time() -> None:
 
 def test_a_dead_rank_that_asked_before_does_not_count_as_present() -> None:
     store = dist.HashStore()
-    store.set("fabric/rank/1", "token of the dead")
+    store.set(f"fabric/come/{store.add('fabric/come', 1)}", "token of the dead")
+    store.add("fabric/come", 1)  # and one died between the two
     with pytest.raises(LaunchError, match="for 3 ranks, but ranks 1, 2 did not come"):
         meet(Room(0, 3, store, 2), timeout=timedelta(seconds=0.2))
 

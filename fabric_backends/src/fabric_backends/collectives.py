@@ -134,9 +134,11 @@ def barrier(name: str | None, device: torch.device) -> None:
     Raises:
         SetupError: The ranks gave different names.
     """
-    digest = hashlib.blake2b((name or "").encode(), digest_size=8).digest()
-    marks = all_gather(torch.tensor(int.from_bytes(digest, "big", signed=True), device=device))
-    if len(set(marks.tolist())) == 1:
+    digest = hashlib.blake2b((name or "").encode(), digest_size=7).digest()
+    mark = int.from_bytes(digest, "big")
+    marks = torch.tensor([mark, -mark], device=device)
+    dist.all_reduce(marks, dist.ReduceOp.MAX)  # the largest, and the smallest
+    if marks.tolist() == [mark, -mark]:
         return
     names: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(names, name)

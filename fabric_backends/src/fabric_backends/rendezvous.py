@@ -4,6 +4,9 @@
 processes have left their addresses; and one process may meet the same peers several times. So rank 0 thinks of a
 fresh prefix for every meeting, and answers each rank's own random token with it, which no leftover can forge. It
 goes on until every rank has confirmed, and can therefore name the ranks that did not come.
+
+Who comes draws a number and writes its token under it. So rank 0 reads each token once, and asks in between for two
+counters only, however many ranks there are.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 import secrets
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 
@@ -77,42 +80,53 @@ class _Absent(Exception):
 def _welcome(store: Store, world_size: int, deadline: float) -> str:
     """Rank 0: give every rank the prefix, until each has confirmed."""
     prefix = f"fabric/{secrets.token_hex(8)}"
-    missing, answered, pause = list(range(1, world_size)), dict[int, bytes](), _SHORTEST_PAUSE
-    while missing:
-        for rank in missing:
-            if store.check([_token_key(rank)]) and (token := store.get(_token_key(rank))) != answered.get(
-                rank
-            ):
-                store.set(_answer_key(token.decode()), prefix)
-                answered[rank] = token
-        missing = [rank for rank in missing if not store.check([_confirmation_key(prefix, rank)])]
-        if missing and time.monotonic() > deadline:
-            raise _Absent(f"rank{'s' if missing[1:] else ''} {', '.join(map(str, missing))}")
-        time.sleep(pause if missing else 0)
+    unread: list[str] = []
+    known, pause = 0, _SHORTEST_PAUSE
+    while store.add(f"{prefix}/confirmed", 0) < world_size - 1:
+        come = store.add(_COME, 0)
+        unread += [f"{_COME}/{number}" for number in range(known + 1, come + 1)]
+        known = come
+        unread = _answer(store, unread, prefix)
+        if time.monotonic() > deadline:
+            absent = [r for r in range(1, world_size) if not store.check([f"{prefix}/confirmed/{r}"])]
+            raise _Absent(f"rank{'s' if absent[1:] else ''} {', '.join(map(str, absent))}")
+        time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
     return prefix
+
+
+def _answer(store: Store, keys: list[str], prefix: str) -> list[str]:
+    """Answer the tokens under some keys. Returns the keys that somebody has drawn, and not written to yet."""
+    there = keys if not keys or store.check(keys) else [key for key in keys if store.check([key])]
+    every: Any = store  # PyTorch's stubs lack what many stores can do at once
+    if there and every.has_extended_api():
+        answers = [_answer_key(token.decode()) for token in every.multi_get(there)]
+        every.multi_set(answers, [prefix] * len(answers))
+    else:
+        for key in there:
+            store.set(_answer_key(store.get(key).decode()), prefix)
+    return [] if there is keys else [key for key in keys if key not in set(there)]
 
 
 def _report(store: Store, rank: int, timeout: timedelta) -> str:
     """Any other rank: ask for the prefix, and confirm it."""
     token = secrets.token_hex(8)
-    store.set(_token_key(rank), token)
+    store.set(f"{_COME}/{store.add(_COME, 1)}", token)
     store.wait([_answer_key(token)], timeout)
     prefix: str = store.get(_answer_key(token)).decode()
-    store.set(_confirmation_key(prefix, rank), "here")
+    if (
+        store.add(f"{prefix}/confirmed/{rank}", 1) == 1
+    ):  # else a process before this one has, of the same rank
+        store.add(f"{prefix}/confirmed", 1)
     return prefix
 
 
-def _token_key(rank: int) -> str:
-    return f"fabric/rank/{rank}"
+_COME = "fabric/come"
+"""The counter of those that have come, and the keys of their tokens."""
 
 
 def _answer_key(token: str) -> str:
     return f"fabric/answer/{token}"
-
-
-def _confirmation_key(prefix: str, rank: int) -> str:
-    return f"{prefix}/confirmed/{rank}"
 
 
 def _connection(environment: ClusterEnvironment, timeout: timedelta) -> Store:

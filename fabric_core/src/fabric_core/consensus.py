@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from fabric_core.contracts.store import Store
 from fabric_core.errors import PlanMismatchError
@@ -20,7 +21,8 @@ def check_same_plan(
 ) -> None:
     """Compare the fingerprints of all ranks. Called on every rank.
 
-    Rank 0 reads what every rank posted and publishes one verdict, so the cost per rank does not grow with their number.
+    Each compares its own with that of rank 0, and the last one publishes the verdict; so nobody's cost grows with the
+    number of ranks, unless they differ.
 
     Args:
         store: Shared by all ranks.
@@ -31,15 +33,27 @@ def check_same_plan(
         PlanMismatchError: They differ; on every rank, with the same message.
     """
     prefix = f"fabric/plan/{next(_numbers)}"
-    store.set(f"{prefix}/{rank}", json.dumps({"node": node_rank, "plan": dict(fingerprint)}))
+    own = {"node": node_rank, "plan": dict(fingerprint)}
     if rank == 0:
-        posted = [json.loads(store.get(f"{prefix}/{other}")) for other in range(world_size)]
-        verdict = compare(posted)
+        store.set(f"{prefix}/0", json.dumps(own))
+    first = json.loads(store.get(f"{prefix}/0"))
+    if own["plan"] != first["plan"]:
+        store.set(f"{prefix}/{rank}", json.dumps(own))
+        store.add(f"{prefix}/differing", 1)
+    if store.add(f"{prefix}/come", 1) == world_size:
+        differing = store.add(f"{prefix}/differing", 0)
+        verdict = compare(_posted(store, prefix, world_size, first)) if differing else ""
         store.set(f"{prefix}/verdict", json.dumps(verdict))
     else:
         verdict = json.loads(store.get(f"{prefix}/verdict"))
     if verdict:
         raise PlanMismatchError(verdict)
+
+
+def _posted(store: Store, prefix: str, world_size: int, first: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every rank has; those that have posted nothing have what the first one has."""
+    keys = [f"{prefix}/{rank}" for rank in range(world_size)]
+    return [json.loads(store.get(key)) if store.check([key]) else first for key in keys]
 
 
 def compare(posted: list[dict[str, dict[str, str]]]) -> str:

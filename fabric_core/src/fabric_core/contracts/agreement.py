@@ -6,6 +6,10 @@ whose collectives must not meet others.
 [Note: two threads and one store] The client of a store serves one thread at a time. While one waits in it for a key, an
 other cannot even set the key that a peer of the first needs. So nobody waits in it here: a rank looks, sleeps, and
 looks again. The thread that saves counts its agreements for itself: it may come before or after what the other does.
+
+[Note: the last one tells] No rank asks for the word of each of the others, which would take rank 0 of a large job
+seconds. Those that come count themselves, and the last one tells all the outcome. Only where something is wrong does
+somebody look through all ranks, for the message; one alone, and the others read what it has found.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class Agreement:
     def meet(self, verb: str, what: str = "") -> None:
         """Wait until every rank has come to a verb, before anything is done in it. Called on every rank.
 
-        After ten seconds, the first of those that wait warns of those that did not come.
+        After ten seconds, one of those that wait warns of those that did not come.
 
         Args:
             verb: What the user has called.
@@ -63,15 +67,15 @@ class Agreement:
         if store is None:
             return
         key, call = self._next_key(), f"{verb}({what})"
-        marks = [f"{key}/{rank}" for rank in range(self._world_size)]
-        store.set(marks[self._rank], call)
         rule = f"{verb}() is called on every rank, and not under 'if fabric.is_global_zero'."
+        store.set(f"{key}/{self._rank}", call)
+        store.add(f"{key}/{verb}", 1)
+        if self._is_last(store, key, self._world_size):
+            same = _counted(store, f"{key}/{verb}") == self._world_size
+            store.set(key, json.dumps(None if same else _mismatch(store, key, self._world_size)))
 
         def warn() -> None:
-            missing = _missing(store, key, marks)
-            if missing and self._rank == next(
-                rank for rank in range(self._world_size) if rank not in missing
-            ):
+            if store.add(f"{key}/warned", 1) == 1 and (missing := self._missing(store, key)):
                 warnings.warn(
                     f"Rank {self._rank} waits in {call}, and {_named(missing)} did not come to it for "
                     f"{_QUIET:.0f} s. {rule}",
@@ -79,17 +83,13 @@ class Agreement:
                     stacklevel=2,
                 )
 
-        awaited = marks if self._rank == 0 else [key]
-        if not _wait(lambda: store.check(awaited), (_QUIET, warn), self._patience):
+        if not _wait(lambda: store.check([key]), (_QUIET, warn), self._patience):
             raise SetupError(
                 f"Rank {self._rank} has waited in {call} for {self._patience:.0f} s, and "
-                f"{_named(_missing(store, key, marks))} did not come. {rule} Where a rank is busy for longer, the "
+                f"{self._absent(store, key)} did not come. {rule} Where a rank is busy for longer, the "
                 "strategy's option 'timeout' says how long to wait for it."
             )
-        if self._rank == 0:
-            store.set(key, json.dumps(_mismatch([store.get(mark).decode() for mark in marks])))
-            for mark in marks:
-                store.delete_key(mark)
+        store.delete_key(f"{key}/{self._rank}")
         mismatch = json.loads(_read(store, key))
         if mismatch is not None:
             raise SetupError(f"{mismatch} Every rank calls the same verbs in the same order.")
@@ -104,12 +104,12 @@ class Agreement:
             return None if own is None else (self._rank, own)
         key = self._next_key()
         if self._rank in workers:
-            store.set(f"{key}/{self._rank}", json.dumps(own))
-        if self._rank == 0:
-            reasons = {rank: json.loads(_taken(store, f"{key}/{rank}")) for rank in workers}
-            failed = [(rank, reason) for rank, reason in reasons.items() if reason is not None]
-            store.set(key, json.dumps(failed[0] if failed else None))
-        return _outcome(_read(store, key))
+            if own is not None:
+                store.set(f"{key}/{self._rank}", own)
+                store.add(f"{key}/failed", 1)
+            if self._is_last(store, key, len(workers)):
+                store.set(key, json.dumps(_first_of(store, key, workers)))
+        return _outcome(_read(store, key)) if workers else None
 
     def on_ranks(self, ranks: Sequence[int], action: Callable[[], object], what: str, then: str = "") -> None:
         """Do something on some ranks, and succeed or fail on all of them. Called on every rank.
@@ -167,15 +167,9 @@ class Agreement:
 
     def _awaited(self, store: Store, key: str, what: str) -> tuple[int, str] | None:
         """Say that this rank is done, and wait until all are, or one has failed."""
-        marks = [f"{key}/{rank}" for rank in range(self._world_size)]
         try:
-            store.set(marks[self._rank], "done")
-            if self._rank == 0:
-                _wait(lambda: store.check([key]) or store.check(marks))
-                if not store.check([key]):  # all are done, and nobody can fail any more
-                    store.set(key, json.dumps(None))
-                    for mark in marks:
-                        store.delete_key(mark)
+            if self._is_last(store, key, self._world_size):  # all are done, and nobody can fail any more
+                store.set(key, json.dumps(None))
             return _outcome(_read(store, key))
         except Exception as error:  # of the store: its server ends with rank 0, or with the launcher
             raise CheckpointError(
@@ -191,6 +185,25 @@ class Agreement:
         if self._rank == 0:
             self._store.set(key, value)
         return _read(self._store, key)
+
+    def _is_last(self, store: Store, key: str, number: int) -> bool:
+        """Count this rank among those that have come; whether it is the last of so many."""
+        if store.add(f"{key}/come", 1) < number:
+            return False
+        store.delete_key(f"{key}/come")
+        return True
+
+    def _missing(self, store: Store, key: str) -> list[int]:
+        """The ranks that have not come; none when all had, and are leaving."""
+        missing = [rank for rank in range(self._world_size) if not store.check([f"{key}/{rank}"])]
+        return [] if store.check([key]) else missing
+
+    def _absent(self, store: Store, key: str) -> str:
+        """The same in words, for ranks that all give up at about the same time."""
+        if store.add(f"{key}/asked", 1) == 1:
+            store.set(f"{key}/absent", _named(self._missing(store, key)))
+        found = _wait(lambda: store.check([f"{key}/absent"]), patience=_QUIET)
+        return store.get(f"{key}/absent").decode() if found else "some ranks"
 
     def _next_key(self) -> str:
         thread = "background" if in_background() else "verbs"
@@ -224,11 +237,22 @@ def _read(store: Store, key: str) -> str:
     return store.get(key).decode()
 
 
-def _taken(store: Store, key: str) -> str:
-    """The same of a key that nobody else reads: it is deleted, so that what the store holds does not grow."""
-    value = _read(store, key)
+def _counted(store: Store, key: str) -> int:
+    """How far a counter has come; it is not needed any more."""
+    number = store.add(key, 0)
     store.delete_key(key)
-    return value
+    return number
+
+
+def _first_of(store: Store, key: str, workers: Sequence[int]) -> tuple[int, str] | None:
+    """The first of some ranks that has failed, when all of them have said so if they have."""
+    if not _counted(store, f"{key}/failed"):
+        return None
+    failed = [rank for rank in workers if store.check([f"{key}/{rank}"])]
+    reasons = [store.get(f"{key}/{rank}").decode() for rank in failed]
+    for rank in failed:
+        store.delete_key(f"{key}/{rank}")
+    return failed[0], reasons[0]
 
 
 def _wait(
@@ -258,22 +282,17 @@ def _wait(
     return True
 
 
-def _missing(store: Store, key: str, marks: Sequence[str]) -> list[int]:
-    """The ranks that have left no mark; none when all had, and the marks are deleted."""
-    missing = [rank for rank, mark in enumerate(marks) if not store.check([mark])]
-    return [] if store.check([key]) else missing
-
-
 def _named(ranks: Sequence[int]) -> str:
     """Some ranks in a sentence."""
     shown = ", ".join(map(str, ranks[:_MOST_NAMED])) + (", …" if len(ranks) > _MOST_NAMED else "")
     return f"rank {shown}" if len(ranks) == 1 else f"the ranks {shown}"
 
 
-def _mismatch(calls: Sequence[str]) -> str | None:
+def _mismatch(store: Store, key: str, world_size: int) -> str:
     """What is wrong when the ranks have called different verbs."""
-    other = next((rank for rank, call in enumerate(calls) if _verb(call) != _verb(calls[0])), None)
-    return None if other is None else f"Rank 0 has called {calls[0]}, and rank {other} {calls[other]}."
+    calls = [store.get(f"{key}/{rank}").decode() for rank in range(world_size)]
+    other = next(rank for rank, call in enumerate(calls) if _verb(call) != _verb(calls[0]))
+    return f"Rank 0 has called {calls[0]}, and rank {other} {calls[other]}."
 
 
 def _verb(call: str) -> str:

@@ -20,6 +20,9 @@ class Store(Protocol):
     def get(self, key: str, /) -> bytes:
         """Wait for a key and return its value."""
 
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a counter, which begins at 0, and return what it is now. Nobody else's addition gets lost."""
+
     def check(self, keys: list[str], /) -> bool:
         """Whether every key is there, without waiting."""
 
