@@ -12,6 +12,7 @@ import torch
 from sharded_task import seeded
 
 from fabric_core import CheckpointError, Fabric
+from fabric_core.converting import consolidate, consolidated
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 server = pytest.importorskip("moto.server", reason="moto is not installed")
@@ -69,6 +70,17 @@ for name, options in (("ddp", {{}}), ("fsdp", BLOCKS)):
     found[name, "no bucket"] = error_of(fabric.save, "s3://no-such-bucket-here/x", state)
     fabric.load("s3://bucket/ddp/run", state)
     found[name, "of ddp"] = all(torch.equal(v, found["ddp", "second"][k]) for k, v in weights(state).items())
+    checkpoints = fabric.checkpoints(f"s3://bucket/{{name}}/managed", keep=1, keep_best=("loss", "min"))
+    for step, loss in enumerate((1.0, 3.0, 2.0)):
+        checkpoints.save(state, step, metrics={{"loss": loss + rank}}, wait=step > 0)
+    found[name, "managed"] = [(each.path, each.metrics) for each in checkpoints]
+    found[name, "best"] = checkpoints.best(verify=True)
+    managed = weights(state)
+    advance(fabric, state)
+    found[name, "resumed"] = fabric.checkpoints(f"s3://bucket/{{name}}/managed").resume({{"model": state["model"]}})
+    found[name, "left"] = repr(found[name, "resumed"])
+    found[name, "resumed"] = found[name, "resumed"]["optimizer"]["param_groups"] if rank == 1 else None
+    found[name, "goes on"] = all(torch.equal(v, managed[k]) for k, v in weights(state).items())
     fabric.close()
 answer(found)
 """
@@ -121,7 +133,21 @@ def test_every_strategy_writes_to_a_store_and_reads_from_it(found: list[dict[Any
             assert answers[name, "missing"][0] == "CheckpointError"
             assert "nothing of that name" in answers[name, "missing"][1]
             assert answers[name, "no bucket"][0] == "CheckpointError"
+            folder = f"s3://bucket/{name}/managed"
+            assert answers[name, "managed"] == [
+                (f"{folder}/step-000000000", {"loss": 1.0}),
+                (f"{folder}/step-000000002", {"loss": 2.0}),
+            ]
+            assert answers[name, "best"] == f"{folder}/step-000000000"
+            assert answers[name, "goes on"]
+        assert "not read yet" in answers["fsdp", "left"]
+    assert found[1]["fsdp", "resumed"][0]["params"] == found[1]["ddp", "resumed"][0]["params"]
+    consolidate("s3://bucket/fsdp/managed/step-000000002", "s3://bucket/one.pt")
+    assert consolidated("s3://bucket/one.pt")["step"] == 7
     files = [path.removeprefix("bucket/") for path in here.find("bucket")]
+    assert "one.pt" in files
+    rotated = {path.split("/")[2] for path in files if path.startswith("fsdp/managed/")}
+    assert rotated == {".step.owner", *(f"step-00000000{name}" for name in ("0", "0.json", "2", "2.json"))}
     assert "ddp/run" in files
     manifest = json.loads(here.cat_file("bucket/fsdp/run/fabric.json"))
     assert (manifest["world_size"], manifest["plan"]["strategy"]) == (2, "fsdp")

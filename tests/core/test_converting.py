@@ -108,7 +108,7 @@ def test_nothing_is_replaced_by_accident(file: Path, tmp_path: Path) -> None:
     (there := tmp_path / "there.pt").write_text("mine")
     with pytest.raises(ConfigurationError, match=r"there\.pt' is there already.*--force"):
         call("consolidate", tmp_path / "folder", "-o", there)
-    with pytest.raises(ConfigurationError, match=r"is a folder, and the result is one file"):
+    with pytest.raises(ConfigurationError, match=r"is a folder, and the result is a file"):
         call("consolidate", tmp_path / "folder", "-o", tmp_path / "folder", "--force")
     with pytest.raises(ConfigurationError, match=r"is a file, and the result is a folder"):
         call("shard", file, "-o", there, "--force")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -22,7 +21,7 @@ from fabric_core.errors import (
     WrongTypeError,
     listing,
 )
-from fabric_core.places import LocalPlace, Place, place_of
+from fabric_core.places import Place, place_of
 from fabric_core.sharded.reading import plain
 from fabric_core.sharded.remainder import Remainder, is_postponed, postponed, read_now
 from fabric_core.wrappers.face import unwrap
@@ -45,19 +44,6 @@ def path_and_state(one: Any, other: Any) -> tuple[Place, Any]:
             f"A path and a state are needed, in either order; got a {type(one).__name__} and a {type(other).__name__}."
         )
     return place_of(paths[0]), other if paths[0] is one else one
-
-
-def checked_path(path: Any) -> Path:
-    """A local path, of a folder in which checkpoints are kept.
-
-    Raises:
-        WrongTypeError: It is no path.
-        CheckpointError: It is the address of something remote.
-    """
-    place = place_of(path)
-    if not isinstance(place, LocalPlace):
-        raise CheckpointError(f"A local path is needed here, and {str(place)!r} is none.")
-    return place.path
 
 
 def collect(state: Any, strategy: Strategy, precision: Precision, keep: Filter | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fabric_core.disk import flush, make_folders
 from fabric_core.errors import CheckpointError, CheckpointKeyError, listing
 from fabric_core.parts.torch_file import TorchFile
+from fabric_core.places import ALONE, place_of
 from fabric_core.sharded.boxes import Box
 from fabric_core.sharded.dtypes import NAMES
 from fabric_core.sharded.folders import remove, temporary_for
@@ -36,7 +37,7 @@ def consolidated(
     Called in one process, of any program: the ranks that wrote it are not needed, but memory for all of it.
 
     Args:
-        path: A folder of shards, or one file.
+        path: A folder of shards, or one file: a path, or the address of a store.
         key: Only what is under this key, such as ``"model"``; dots lead into dictionaries.
         weights_only: ``False`` allows the checkpoint to execute code while it is read. Only for what you trust.
 
@@ -48,11 +49,18 @@ def consolidated(
         CheckpointKeyError: It has no such key.
         UnsafeCheckpointError: It holds more than ``weights_only`` allows.
     """
-    whole: dict[str, Any] = plain(_stored(Path(path), key, weights_only))
+    with place_of(path).opened(ALONE) as local:
+        whole: dict[str, Any] = plain(_stored(local, key, weights_only))
     return whole
 
 
-def consolidate(path: Path, file: Path, key: str | None = None, *, weights_only: bool = True) -> None:
+def consolidate(
+    path: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    key: str | None = None,
+    *,
+    weights_only: bool = True,
+) -> None:
     """Write a checkpoint, or what is under one of its keys, as one file.
 
     Args:
@@ -63,10 +71,20 @@ def consolidate(path: Path, file: Path, key: str | None = None, *, weights_only:
     Raises:
         CheckpointError: As `consolidated`; or it cannot be written.
     """
-    if file.suffix != SAFETENSORS:
-        TorchFile().save(file, consolidated(path, key, weights_only=weights_only))
-        return
-    tensors = _stored(path, key, weights_only)
+    there = place_of(file)
+    with place_of(path).opened(ALONE) as local:
+        found = _stored(local, key, weights_only)
+        if os.fspath(file).endswith(SAFETENSORS):
+            tensors = _only_tensors(found, key)
+            there.write(
+                ALONE,
+                lambda place: _replace(place, lambda temporary: write_safetensors(temporary, tensors, plain)),
+            )
+        else:
+            there.write(ALONE, lambda place: TorchFile().save(place, plain(found)))
+
+
+def _only_tensors(tensors: Mapping[Any, Any], key: str | None) -> dict[str, Any]:
     others = [name for name, value in tensors.items() if not isinstance(value, Tensor | StoredTensor)]
     if others:
         where = "the checkpoint" if key is None else f"what the checkpoint has under {key!r}"
@@ -74,11 +92,16 @@ def consolidate(path: Path, file: Path, key: str | None = None, *, weights_only:
             f"A file of safetensors holds tensors and nothing else, and in {where}, {listing(map(repr, others))} are "
             "none. Name the state dict of a model, such as --key model, or write a file of torch.save."
         )
-    written = {str(name): value for name, value in tensors.items()}
-    _replace(file, lambda temporary: write_safetensors(temporary, written, plain))
+    return {str(name): value for name, value in tensors.items()}
 
 
-def shard(file: Path, folder: Path, shards: int = 1, *, weights_only: bool = True) -> None:
+def shard(
+    file: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    shards: int = 1,
+    *,
+    weights_only: bool = True,
+) -> None:
     """Write a checkpoint in one file as a folder, as so many ranks would have written it.
 
     Args:
@@ -91,6 +114,10 @@ def shard(file: Path, folder: Path, shards: int = 1, *, weights_only: bool = Tru
         CheckpointError: It cannot be read, or cannot be written.
     """
     checkpoint = consolidated(file, weights_only=weights_only)
+    place_of(folder).write(ALONE, lambda place: _write_folder(place, checkpoint, shards))
+
+
+def _write_folder(folder: Path, checkpoint: Any, shards: int) -> None:
     temporary = temporary_for(folder, secrets.token_hex(4))
     try:
         make_folders(temporary)

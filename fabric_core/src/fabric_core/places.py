@@ -99,6 +99,14 @@ class Place(ABC):
         """
 
     @abstractmethod
+    def kind(self) -> str | None:
+        """What is there, to this process: a ``"file"``, a ``"folder"``, or nothing.
+
+        Raises:
+            CheckpointError: It cannot be reached.
+        """
+
+    @abstractmethod
     def read_again(self, tree: Any) -> Any:
         """Read what was left for later of a checkpoint that was opened, for this process alone.
 
@@ -132,6 +140,12 @@ class LocalPlace(Place):
         """See `Place`."""
         yield self.path
 
+    def kind(self) -> str | None:
+        """See `Place`."""
+        if not self.path.exists():
+            return None
+        return "folder" if self.path.is_dir() else "file"
+
     def read_again(self, tree: Any) -> Any:
         """See `Place`."""
         return read_now(tree)
@@ -141,7 +155,7 @@ class RemotePlace(Place):
     """An address. What is written is complete on a disk first; what is read is fetched whole, once for each node."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
         self._name = re.sub(r"//[^/@]*@", "//…@", url)  # without a password
 
     def __str__(self) -> str:
@@ -159,19 +173,19 @@ class RemotePlace(Place):
         local = staging / "checkpoint"
 
         def prepare() -> None:
-            Remote(self._url)  # what cannot be reached is better known before everything is written
+            Remote(self.url)  # what cannot be reached is better known before everything is written
             staging.mkdir(mode=0o700)
 
         def upload() -> None:
             if local.is_dir():
                 names = sorted(entry.name for entry in local.iterdir())
-                Remote(self._url).upload(local, names[ranks.rank :: ranks.world_size], token)
+                Remote(self.url).upload(local, names[ranks.rank :: ranks.world_size], token)
 
         def publish() -> None:
             if local.is_dir():
-                Remote(self._url).publish_folder(local, staging / "pointer", token)
+                Remote(self.url).publish_folder(local, staging / "pointer", token)
             else:
-                Remote(self._url).publish_file(local, token)
+                Remote(self.url).publish_file(local, token)
 
         try:
             self._on_ranks(agreement, "write", prepare, range(1))
@@ -201,7 +215,7 @@ class RemotePlace(Place):
 
         def fetch() -> None:
             share = sorted(found.sizes)[ranks.local_rank :: ranks.per_node]
-            Remote(self._url).fetch(found, share, staging)
+            Remote(self.url).fetch(found, share, staging)
 
         try:
             self._on_ranks(agreement, "read", lambda: staging.mkdir(mode=0o700) if first else None, everybody)
@@ -212,6 +226,14 @@ class RemotePlace(Place):
             if first:
                 shutil.rmtree(staging, ignore_errors=True)
 
+    def kind(self) -> str | None:
+        """See `Place`."""
+        seen: list[str | None] = []
+        ALONE.agreement.on_ranks(
+            range(1), lambda: seen.append(Remote(self.url).kind()), f"look at {self._name!r}"
+        )
+        return seen[0]
+
     def read_again(self, tree: Any) -> Any:
         """See `Place`. It is fetched again."""
         with self.opened(ALONE) as path:
@@ -220,7 +242,7 @@ class RemotePlace(Place):
     def _found(self, agreement: Agreement) -> Found:
         """What rank 0 finds."""
         seen: list[Found] = []
-        self._on_ranks(agreement, "read", lambda: seen.append(Remote(self._url).find()), range(1))
+        self._on_ranks(agreement, "read", lambda: seen.append(Remote(self.url).find()), range(1))
         text = agreement.of_rank_zero(json.dumps(asdict(seen[0])) if seen else "")
         return Found(**json.loads(text))
 

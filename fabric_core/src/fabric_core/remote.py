@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -94,25 +95,52 @@ class Remote:
         shared = ("plan", "versions", "world_size")
         about = {name: value for name, value in (read_manifest(folder) or {}).items() if name in shared}
         sizes = {entry.name: entry.stat().st_size for entry in sorted(folder.iterdir())}
+        self._check_there(f"{self._path}/{token}", sizes)
         content = {"format": FORMAT, "version": VERSION, **about, "folder": token, "files": sizes}
         pointer.write_text(json.dumps(content), encoding="utf-8")
         self._publish(pointer, f"{self._path}/{token}.json", f"{self._path}/{MANIFEST}")
         self._sweep(self._path, re.compile(rf"(?!{token}){_TOKEN.pattern}(?:\.json)?"))
 
+    def _check_there(self, folder: str, sizes: Mapping[str, int]) -> None:
+        there = {_last(entry["name"]): entry["size"] for entry in self._system.ls(folder, detail=True)}
+        if there != sizes:
+            raise OSError(
+                "not all of its files are there any more. Does another program save to the same address?"
+            )
+
     def _publish(self, file: Path, temporary: str, place: str) -> None:
         try:
             self._put(file, temporary)
-            self._system.mv(temporary, place)
+            self._move(temporary, place)
         except BaseException:
             with suppress(Exception):
                 self._system.rm_file(temporary)
             raise
+
+    def _move(self, temporary: str, place: str) -> None:
+        from fsspec import AbstractFileSystem
+
+        if type(self._system).mv is not AbstractFileSystem.mv:  # it can rename
+            self._system.mv(temporary, place)
+            return
+        self._system.copy(temporary, place)
+        with suppress(Exception):  # what counts is in its place; this goes with the next save
+            self._system.rm_file(temporary)
 
     def _put(self, file: Path, place: str) -> None:
         self._system.put_file(str(file), place)
         there, wanted = self._system.info(place)["size"], file.stat().st_size
         if there != wanted:
             raise OSError(f"of {wanted} bytes, {there} have arrived")
+
+    def remove(self) -> None:
+        """Delete what is at the address, if there is anything: of a folder first what says that it counts."""
+        if self._size_of(self._path) is not None:
+            self._system.rm_file(self._path)
+        elif self._system.isdir(self._path):
+            with suppress(FileNotFoundError):
+                self._system.rm_file(f"{self._path}/{MANIFEST}")
+            self._system.rm(self._path, recursive=True)
 
     def _sweep(self, folder: str, names: re.Pattern[str]) -> None:
         """Remove what does not count any more, or never did because its writer was killed."""
@@ -146,6 +174,52 @@ class Remote:
         content = parsed(self._system.cat_file(pointer), Path(self._path))
         check_format(content, Path(self._path), FORMAT, VERSION)
         return _checked(content)
+
+    def kind(self) -> str | None:
+        """``"file"``, ``"folder"``, or ``None`` for nothing."""
+        if self._size_of(self._path) is not None:
+            return "file"
+        return "folder" if self._system.isdir(self._path) else None
+
+    def names(self) -> list[str]:
+        """What lies below the address, sorted."""
+        return sorted(self._below())
+
+    def finished(self, names: Iterable[str]) -> set[str]:
+        """Which of these, below the address, are checkpoints: files, and folders of which a record says what counts."""
+        kinds = self._below()
+        folders = [name for name in names if kinds.get(name) == "directory"]
+        records = self.texts(f"{name}/{MANIFEST}" for name in folders)
+        files = {name for name in names if kinds.get(name) == "file"}
+        return files | {name for name in folders if f"{name}/{MANIFEST}" in records}
+
+    def texts(self, names: Iterable[str]) -> dict[str, str]:
+        """What small files below the address hold; those that are not there are left out."""
+        paths = {name: f"{self._path}/{name}" for name in names}
+        contents: dict[str, Any] = self._system.cat(list(paths.values()), on_error="return") if paths else {}
+        found = {}
+        for name, path in paths.items():
+            content = contents.get(path)
+            if isinstance(content, FileNotFoundError):
+                continue
+            if isinstance(content, Exception):
+                raise content
+            found[name] = str(content or b"", "utf-8", "replace")
+        return found
+
+    def modified(self) -> datetime:
+        """When something was written there last."""
+        times: list[datetime] = [self._system.modified(path) for path in self._system.find(self._path)]
+        return max(time if time.tzinfo else time.replace(tzinfo=timezone.utc) for time in times)
+
+    def _below(self) -> dict[str, str]:
+        """The names and types of what lies below the address."""
+        try:
+            entries = self._system.ls(self._path, detail=True)
+        except FileNotFoundError:
+            return {}
+        there = {entry["name"].rstrip("/"): entry["type"] for entry in entries}
+        return {path.rpartition("/")[2]: kind for path, kind in there.items() if path != self._path}
 
     def _size_of(self, path: str) -> int | None:
         """Bytes of a file; ``None`` when there is none."""

@@ -78,4 +78,4 @@ def expendable(
     newest = {each.step: each for each in checkpoints}
     kept = {newest[step].path for step in sorted(newest)[-keep:]}
     kept.update(each.path for each in (best.of(checkpoints)[-1:] if best else ()))
-    return [each for each in checkpoints if each.path not in kept and each.path.name not in protected]
+    return [each for each in checkpoints if each.path not in kept and each.name not in protected]

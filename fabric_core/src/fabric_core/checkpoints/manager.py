@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fabric_core.checkpoints.choosing import Best, checked_keep, expendable
+from fabric_core.checkpoints.directory import Directory
 from fabric_core.checkpoints.folder import Checkpoint, Folder
 from fabric_core.checkpoints.schedule import Schedule
 from fabric_core.contracts.strategy import Strategy
@@ -58,7 +59,7 @@ class Checkpoints:
 
     Args:
         fabric: Saves and loads.
-        path: The folder; it is made when something is saved.
+        directory: The folder; it is made when something is saved.
         keep: How many of the newest to keep, from 1 on; ``None`` keeps all.
         keep_best: The name of a metric with ``"min"`` or ``"max"``; the best checkpoint is kept besides.
         every: When `due` is true: every so many steps, or after a ``timedelta``.
@@ -72,16 +73,16 @@ class Checkpoints:
     def __init__(
         self,
         fabric: Saving,
-        path: Path,
+        directory: Directory,
         *,
         keep: int | None,
         keep_best: tuple[str, str] | None,
         every: int | timedelta | None,
         prefix: str,
-        check: Callable[[Path], object],
+        check: Callable[[Any], object],
     ) -> None:
         self._fabric = fabric
-        self._folder = Folder(path, prefix)
+        self._folder = Folder(directory, prefix)
         self._keep = checked_keep(keep)
         self._best = Best.asked(keep_best)
         self._schedule = Schedule(every, fabric.broadcast)
@@ -103,7 +104,7 @@ class Checkpoints:
         """
         return self._schedule.due(step)
 
-    def save_if_due(self, state: Mapping[str, Any], step: int, **options: Any) -> Path | None:
+    def save_if_due(self, state: Mapping[str, Any], step: int, **options: Any) -> Any:
         """`save`, when it is `due`; otherwise ``None``."""
         return self.save(state, step, **options) if self.due(step) else None
 
@@ -114,7 +115,7 @@ class Checkpoints:
         metrics: Mapping[str, Any] | None = None,
         filter: Any = None,  # noqa: A002
         wait: bool = True,
-    ) -> Path:
+    ) -> Any:
         """Save a state as the checkpoint of a step, then delete what is not to be kept any more.
 
         An existing checkpoint is never written over: a second one of the same step gets a name of its own, and counts
@@ -127,7 +128,7 @@ class Checkpoints:
             metrics: Numbers by name, also tensors of one element; those of rank 0 count.
 
         Returns:
-            Where it is.
+            Where it is: a ``Path``, or an address on a store.
 
         Raises:
             CheckpointError: It cannot be written, or another training saves in the same folder, or the save before,
@@ -141,7 +142,7 @@ class Checkpoints:
         self._on_rank_zero("save", lambda: self._rotate(path))
         return path
 
-    def _prepare(self, step: int, metrics: Mapping[str, Any]) -> Path:
+    def _prepare(self, step: int, metrics: Mapping[str, Any]) -> Any:
         numbers = _numbers(metrics)
         if self._best is not None and numbers and self._best.metric not in numbers:
             warnings.warn(
@@ -153,7 +154,7 @@ class Checkpoints:
         self._folder.open_for_writing()
         return self._folder.reserve(step, numbers)
 
-    def _rotate(self, saved: Path) -> None:
+    def _rotate(self, saved: Any) -> None:
         """Delete what is not to be kept; in any case not the last one of this training's that is on disk.
 
         It need be neither the newest in the folder nor the one that was just saved, when that is still being written.
@@ -161,10 +162,10 @@ class Checkpoints:
         if self._keep is None:
             return
         found = self._folder.checkpoints()
-        there = {each.path.name for each in found}
-        self._mine.append(saved.name)
-        last = next((name for name in reversed(self._mine) if name in there), saved.name)
-        self._mine = list(dict.fromkeys((last, saved.name)))
+        there, name = {each.name for each in found}, os.path.basename(saved)
+        self._mine.append(name)
+        last = next((mine for mine in reversed(self._mine) if mine in there), name)
+        self._mine = list(dict.fromkeys((last, name)))
         protected = self._folder.protected() | set(self._mine)
         for checkpoint in expendable(found, self._keep, self._best, protected):
             self._folder.delete(checkpoint)
@@ -174,16 +175,16 @@ class Checkpoints:
     def __iter__(self) -> Iterator[Checkpoint]:
         return iter(self._on_rank_zero("__iter__", self._folder.checkpoints))
 
-    def latest(self, verify: bool = False) -> Path | None:
-        """The finished checkpoint of the highest step; ``None`` when there is none.
+    def latest(self, verify: bool = False) -> Any:
+        """Where the finished checkpoint of the highest step is; ``None`` when there is none.
 
         Args:
             verify: Read it first, and skip those that are damaged, with a warning.
         """
         return _path_of(self._last("latest", lambda found: found, verify))
 
-    def best(self, verify: bool = False) -> Path | None:
-        """The best finished checkpoint, of equal ones the newest; ``None`` when none has the metric, other than as NaN.
+    def best(self, verify: bool = False) -> Any:
+        """Where the best finished checkpoint is, of equal ones the newest; ``None`` when none has a number for it.
 
         Args:
             verify: As for `latest`.
@@ -216,7 +217,7 @@ class Checkpoints:
         newest = self._last("resume", lambda found: found, verify=fallback)
         if newest is None:
             return None
-        others = [each.path.name for each in self if each != newest]
+        others = [each.name for each in self if each != newest]
         try:
             rest = self._fabric.load(newest.path, state, strict)
         except (CheckpointKeyError, UnsafeCheckpointError):
@@ -229,7 +230,7 @@ class Checkpoints:
                 "resume(state, fallback=True)."
             ) from error
         self._schedule.saved(newest.step)
-        self._mine = [newest.path.name]
+        self._mine = [newest.name]
         return rest
 
     def _last(
@@ -263,9 +264,8 @@ class Checkpoints:
         outcome = (result, failure and f"{type(failure).__name__}: {failure}")
         result, reason = self._fabric.broadcast(outcome)
         if isinstance(failure, OSError):
-            folder = str(self._folder.path)
             raise CheckpointError(
-                f"The folder of checkpoints {folder!r} cannot be used: {failure}."
+                f"The folder of checkpoints {str(self._folder)!r} cannot be used: {failure}."
             ) from failure
         if failure is not None:
             raise failure
@@ -292,5 +292,5 @@ def _checked_step(step: Any) -> int:
     return number
 
 
-def _path_of(checkpoint: Checkpoint | None) -> Path | None:
+def _path_of(checkpoint: Checkpoint | None) -> Any:
     return None if checkpoint is None else checkpoint.path

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from fabric_core.errors import ConfigurationError
 
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path()  # or the address of a store, which a Path would not keep
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,13 +29,13 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("checkpoint", type=_PATH)
 @_common
 @click.option("--key", metavar="KEY", help="Only what is under this key, such as model.")
-def consolidate(checkpoint: Path, output: Path, force: bool, trust: bool, key: str | None) -> None:
+def consolidate(checkpoint: str, output: str, force: bool, trust: bool, key: str | None) -> None:
     """Write a CHECKPOINT that is a folder of shards as one file.
 
     The file can be read by torch.load, and by fabric.load under every strategy. Where its name ends with .safetensors,
     it holds the weights that are under --key, and their names.
     """
-    _refuse(output, force, folder=False)
+    _refuse(output, force, "file")
 
     from fabric_core import converting
 
@@ -50,9 +49,9 @@ def consolidate(checkpoint: Path, output: Path, force: bool, trust: bool, key: s
 @click.option(
     "--shards", metavar="N", type=click.IntRange(min=1), default=1, help="Into how many. [default: 1]"
 )
-def shard(file: Path, output: Path, force: bool, trust: bool, shards: int) -> None:
+def shard(file: str, output: str, force: bool, trust: bool, shards: int) -> None:
     """Write a checkpoint in one FILE as a folder of shards, of which each process reads what it needs."""
-    _refuse(output, force, folder=True)
+    _refuse(output, force, "folder")
 
     from fabric_core import converting
 
@@ -60,13 +59,11 @@ def shard(file: Path, output: Path, force: bool, trust: bool, shards: int) -> No
     click.echo(f"{file} is now in {output}.")
 
 
-def _refuse(output: Path, force: bool, folder: bool) -> None:
-    if output.exists() and not force:
-        raise ConfigurationError(
-            f"{str(output)!r} is there already. Give another path, or --force to replace it."
-        )
-    if output.exists() and output.is_dir() is not folder:
-        there, wanted = ("a file", "a folder") if folder else ("a folder", "one file")
-        raise ConfigurationError(
-            f"{str(output)!r} is {there}, and the result is {wanted}. Give another path."
-        )
+def _refuse(output: str, force: bool, wanted: str) -> None:
+    from fabric_core.places import place_of
+
+    there = place_of(output).kind()
+    if there is not None and not force:
+        raise ConfigurationError(f"{output!r} is there already. Give another path, or --force to replace it.")
+    if there not in (None, wanted):
+        raise ConfigurationError(f"{output!r} is a {there}, and the result is a {wanted}. Give another path.")

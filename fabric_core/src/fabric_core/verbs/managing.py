@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fabric_core.verbs.state import State
@@ -30,7 +29,7 @@ class Managing(State, Talking):
         Called on every rank. See `fabric_core.checkpoints.Checkpoints`.
 
         Args:
-            path: The folder; it is made when something is saved.
+            path: The folder, or the address of one on a store; it is made when something is saved.
             keep: How many of the newest to keep, from 1 on; ``None`` keeps all.
             keep_best: The name of a metric with ``"min"`` or ``"max"``; the best checkpoint is kept besides.
             every: How often ``due`` says that it is time to save: a number of steps, or a ``timedelta``.
@@ -48,17 +47,24 @@ class Managing(State, Talking):
             ...     if ckpts.due(state["step"]):
             ...         ckpts.save(state, state["step"], metrics={"val_loss": validate()})
         """
-        from fabric_core.checkpoint import checked_path
-        from fabric_core.checkpoints import Checkpoints
-        from fabric_core.sharded.reading import verify
+        from fabric_core.checkpoints import Checkpoints, directory_at
+        from fabric_core.places import place_of
 
         self._require_launched("checkpoints")
         return Checkpoints(
             self,
-            checked_path(path).absolute(),  # the working directory may change meanwhile
+            directory_at(place_of(path).absolute()),  # the working directory may change meanwhile
             keep=keep,
             keep_best=keep_best,
             every=every,
             prefix=prefix,
-            check=partial(verify, load=self._parts.checkpoint_io.load),
+            check=self._verify,
         )
+
+    def _verify(self, path: Any) -> None:
+        """Read a checkpoint on this rank alone, and keep nothing."""
+        from fabric_core.places import ALONE, place_of
+        from fabric_core.sharded.reading import verify
+
+        with place_of(path).opened(ALONE) as local:
+            verify(local, self._parts.checkpoint_io.load)
