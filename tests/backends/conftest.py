@@ -16,20 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-
-OURS = (
-    "FABRIC_",
-    "RANK",
-    "LOCAL_",
-    "WORLD_SIZE",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "MASTER_",
-    "TORCHELASTIC_",
-    "GLOO_",
-    "OMP_",
-    "PYTHON",
-)
+from outside import outside_of_jobs
 
 SUPERVISOR = """
 import sys
@@ -167,7 +154,7 @@ class Programs:
 
 
 def programs_in(folder: Path) -> Iterator[Programs]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    environ = outside_of_jobs("GLOO_", "OMP_", "PYTHON")
     programs = Programs(folder, environ)
     yield programs
     programs.end_all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -12,23 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from outside import outside_of_jobs
 
 from fabric_core import Plan, Registry, Request, hookimpl, hooks
 from fabric_core.registry import default_registry
 from fabric_core.resolve import resolve
-
-OURS = (
-    "FABRIC_",
-    "RANK",
-    "LOCAL_",
-    "WORLD_SIZE",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "MASTER_",
-    "TORCHELASTIC_",
-    "PYTHON",
-)
-
 
 STRATEGY_HOOKS = """
 from fabric_core import StrategySpec, hookimpl
@@ -139,7 +126,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 @pytest.fixture
 def clean_environ() -> dict[str, str]:
     """The environment variables without those that a launcher, a test or a user of ours may have set."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return outside_of_jobs("PYTHON")
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import datetime
 from collections import OrderedDict, UserDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import one_process
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,7 @@ from fabric_core import (
 pytestmark = pytest.mark.usefixtures("core_alone")
 
 
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with Fabric(accelerator="cpu") as fabric:
-        yield fabric
+fabric = one_process.fabric
 
 
 @pytest.fixture

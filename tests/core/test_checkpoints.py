@@ -11,10 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import one_process
 import pytest
 import torch
 
@@ -29,10 +30,7 @@ def full(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with Fabric(accelerator="cpu") as fabric:
-        yield fabric
+fabric = one_process.fabric
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import one_process
 import pytest
 import torch
 from torch import Tensor
@@ -37,10 +38,7 @@ class Level(enum.IntEnum):
     HIGH = 3
 
 
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with Fabric(accelerator="cpu") as fabric:
-        yield fabric
+fabric = one_process.fabric
 
 
 class Twins(Strategy):

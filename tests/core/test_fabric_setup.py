@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import one_process
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,7 @@ from fabric_core import (
 pytestmark = pytest.mark.usefixtures("core_alone")
 
 
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with Fabric(accelerator="cpu") as fabric:
-        yield fabric
+fabric = one_process.fabric
 
 
 class Elsewhere(Accelerator):

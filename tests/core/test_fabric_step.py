@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import one_process
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,7 @@ pytestmark = pytest.mark.usefixtures("core_alone")
 STEPS = 20
 
 
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with Fabric(accelerator="cpu") as fabric:
-        yield fabric
+fabric = one_process.fabric
 
 
 def net(seed: int = 0) -> nn.Sequential:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import one_process
 import pytest
 import torch
 from torch import nn
@@ -47,10 +48,7 @@ def _own_random_numbers() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with Fabric(accelerator="cpu") as fabric:
-        yield fabric
+fabric = one_process.fabric
 
 
 def wrap(loader: Any, **options: Any) -> Any:

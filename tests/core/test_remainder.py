@@ -7,10 +7,10 @@ import io
 import json
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import one_process
 import pytest
 import torch
 
@@ -21,10 +21,7 @@ from fabric_core.sharded.safetensors import SafetensorsFile
 pytestmark = pytest.mark.usefixtures("core_alone")
 
 
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with Fabric(accelerator="cpu") as fabric:
-        yield fabric
+fabric = one_process.fabric
 
 
 def net() -> torch.nn.Module:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from supervised import Supervised, all_killed
 
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor import PREEMPTED, Outcome, RankCommand, raise_for_outcome, run_ranks
@@ -50,31 +49,17 @@ def stop_when(told):
 """
 
 
-class Job:
+class Job(Supervised):
     """A supervisor of two ranks."""
 
     def __init__(self, folder: Path, source: str, max_restarts: int) -> None:
-        self.folder = folder
         script = folder / "train.py"
         script.write_text(PREAMBLE + source)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, str(script), str(max_restarts)],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        super().__init__(folder, sys.executable, "-c", SUPERVISOR, str(script), str(max_restarts), cwd=folder)
 
     def pids(self, restarts: int = 0) -> list[int]:
         """The ranks of an attempt, once they have met."""
-        paths = [self.folder / f"joined-{restarts}-{rank}" for rank in range(2)]
-        until = time.monotonic() + 30
-        while not all(path.exists() for path in paths):
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < until, "the ranks do not begin"
-            time.sleep(0.01)
-        return [int(path.read_text()) for path in paths]
+        return list(map(int, self.said(*(f"joined-{restarts}-{rank}" for rank in range(2)))))
 
     def end(self, within: float = 20) -> tuple[int, str, list[str]]:
         """Exit code, standard output, and what the supervisor said of itself."""
@@ -88,22 +73,13 @@ class Job:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    jobs: list[Job] = []
+    with all_killed() as jobs:
 
-    def begin(source: str, max_restarts: int = 0) -> Job:
-        jobs.append(Job(tmp_path, source, max_restarts))
-        return jobs[-1]
+        def begin(source: str, max_restarts: int = 0) -> Job:
+            jobs.append(Job(tmp_path, source, max_restarts))
+            return jobs[-1]
 
-    yield begin
-    for job in jobs:
-        if job.process.poll() is None:
-            for process in psutil.Process(job.process.pid).children(recursive=True):
-                process.kill()
-            job.process.kill()
-            job.process.communicate()
-
-
-# -- started again ---------------------------------------------------------------------------------------------------
+        yield begin
 
 
 def test_a_killed_rank_and_one_that_raises_are_started_again_with_all_others(

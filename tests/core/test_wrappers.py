@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
 
+import one_process
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,7 @@ from fabric_core.wrappers.module import FabricModule
 pytestmark = pytest.mark.usefixtures("core_alone")
 
 
-@pytest.fixture
-def fabric() -> Iterator[Fabric]:
-    with Fabric(accelerator="cpu") as fabric:
-        yield fabric
+fabric = one_process.fabric
 
 
 class Around(nn.Module):

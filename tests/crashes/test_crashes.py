@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outside import outside_of_jobs
 
 PROGRAMS = Path(__file__).parent / "programs"
 CRASHES = int(os.environ.get("FABRIC_CRASHES", "20"))
 SHARES = {"ddp": 0.4, "fsdp": 0.35, "deepspeed_stage_2": 0.25}
-OURS = ("FABRIC_", "MASTER_", "RANK", "LOCAL_", "WORLD_", "NODE_", "GROUP_", "TORCHELASTIC_", "DS_")
 OTHER_DISK = Path("/dev/shm")
 AS_ROOT = ("unshare", "--mount", "--map-root-user")
 
@@ -37,7 +37,7 @@ def can_mount() -> bool:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
     """What became of the training of a strategy. Its temporary directory is on another file system."""
     found: dict[str, Report] = {}
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    environ = outside_of_jobs("DS_")
     if OTHER_DISK.is_dir():
         environ["TMPDIR"] = str(OTHER_DISK)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,26 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from outside import outside_of_jobs
 
 PROGRAMS = Path(__file__).parent / "programs"
-OURS = (
-    "FABRIC_",
-    "MASTER_",
-    "RANK",
-    "LOCAL_",
-    "WORLD_",
-    "NODE_",
-    "GROUP_",
-    "TORCHELASTIC_",
-    "DS_",
-    "TORCH_EXT",
-)
 
 
 @pytest.fixture(scope="session")
 def bare_environ() -> dict[str, str]:
     """The environment variables, without any that say something about a job or about DeepSpeed."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return outside_of_jobs("DS_", "TORCH_EXT")
 
 
 @pytest.fixture(scope="session")

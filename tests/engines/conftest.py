@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,21 +13,9 @@ from typing import Any
 import one_training
 import pytest
 import torch
+from outside import outside_of_jobs
 
 PROGRAMS = Path(__file__).parent / "programs"
-OURS = (
-    "FABRIC_",
-    "MASTER_",
-    "RANK",
-    "LOCAL_",
-    "WORLD_",
-    "NODE_",
-    "GROUP_",
-    "TORCHELASTIC_",
-    "SLURM_",
-    "PMI",
-    "OMPI",
-)
 
 
 @dataclass(frozen=True)
@@ -91,5 +78,5 @@ def ray_environ(clean_environ: dict[str, str]) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def clean_environ() -> dict[str, str]:
     """The environment variables, without any that say something about a job; one thread per process."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    kept = outside_of_jobs("SLURM_", "PMI", "OMPI")
     return {**kept, "OMP_NUM_THREADS": "1"}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from outside import outside_of_jobs
 
 PROGRAMS = Path(__file__).parent / "programs"
-OURS = ("FABRIC_", "MASTER_", "RANK", "LOCAL_", "WORLD_", "NODE_", "GROUP_", "TORCHELASTIC_")
 
 
 @pytest.fixture(scope="session")
 def clean_environ() -> dict[str, str]:
     """The environment variables, without any that say something about a job."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return outside_of_jobs()
 
 
 @pytest.fixture(scope="session")

@@ -6,38 +6,25 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from stoppable import MOST_STEPS, loss_after
+from supervised import Supervised, all_killed
 
 PROGRAM = Path(__file__).parent / "programs" / "stoppable.py"
 RUN = (sys.executable, "-m", "fabric_core", "run", "--devices=2")
 
 
-class Stoppable:
+class Stoppable(Supervised):
     """The program, running."""
-
-    def __init__(self, folder: Path, command: tuple[str, ...], environ: dict[str, str]) -> None:
-        self.folder = folder
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=environ, start_new_session=True
-        )
 
     def pids(self, number: int) -> list[int]:
         """The ranks, once both are in the middle of a round."""
-        paths = [self.folder / f"pid-{number}-{rank}" for rank in range(2)]
-        until = time.monotonic() + 90
-        while not all(path.exists() for path in paths):
-            assert self.process.poll() is None, self.process.communicate()[1]
-            assert time.monotonic() < until, "the ranks do not begin"
-            time.sleep(0.01)
-        return [int(path.read_text()) for path in paths]
+        return list(map(int, self.said(*(f"pid-{number}-{rank}" for rank in range(2)))))
 
     def check(self, number: int) -> int:
         """All ranks stopped at the same step, with the numbers of the plain loop; the step."""
@@ -57,20 +44,14 @@ class Stoppable:
 
 @pytest.fixture
 def start(tmp_path: Path, clean_environ: dict[str, str]) -> Iterator[Callable[..., Stoppable]]:
-    running: list[Stoppable] = []
+    with all_killed() as running:
 
-    def begin(*strategies: str, options: tuple[str, ...] = ()) -> Stoppable:
-        command = (*RUN, *options, str(PROGRAM), str(tmp_path), *strategies)
-        running.append(Stoppable(tmp_path, command, clean_environ))
-        return running[-1]
+        def begin(*strategies: str, options: tuple[str, ...] = ()) -> Stoppable:
+            command = (*RUN, *options, str(PROGRAM), str(tmp_path), *strategies)
+            running.append(Stoppable(tmp_path, *command, env=clean_environ))
+            return running[-1]
 
-    yield begin
-    for each in running:
-        if each.process.poll() is None:
-            for process in psutil.Process(each.process.pid).children(recursive=True):
-                process.kill()
-            each.process.kill()
-            each.process.communicate()
+        yield begin
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(start: Callable[..., Stoppable]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from outside import outside_of_jobs
+
 PAGES = Path(__file__).parents[3] / "docs" / "plugins"
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -23,18 +25,6 @@ OFFLINE = {"python -m build": "python -m build --no-isolation"}
 """What the tests call in place of what a page shows, because they download nothing."""
 
 MODULES = {"fabric": "fabric_core", "pip": "pip", "pytest": "pytest", "twine": "twine"}
-OURS = (
-    "FABRIC_",
-    "MASTER_",
-    "RANK",
-    "LOCAL_",
-    "WORLD_",
-    "NODE_",
-    "GROUP_",
-    "TORCHELASTIC_",
-    "PYTHON",
-    "PIP_",
-)
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ class Reader:
 
     @property
     def _environ(self) -> dict[str, str]:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        environ = outside_of_jobs("PYTHON", "PIP_")
         return environ | {
             "PATH": f"{self._bin}{os.pathsep}{os.environ['PATH']}",
             "PYTHONWARNINGS": "error",
