@@ -29,7 +29,9 @@ for stage in (1, 2, 3):
             _, found[stage, workers] = rests(fabric, f"noisy-{stage}-{workers}", (2, 4), num_workers=workers)
         found[stage, "begun"] = train(fabric, f"calm-{stage}", keep=(2,), **CALM)
         others = [other for other in (1, 2, 3) if (other, "begun") in found]
-        found[stage, "after others"] = [train(fabric, "rest", f"calm-{other}/2", **CALM) for other in others]
+        found[stage, "after others"] = [
+            train(fabric, f"rest-{stage}-{other}", f"calm-{other}/2", **CALM) for other in others
+        ]
 torch.save(found, f"answer-{fabric.global_rank}")
 """
 

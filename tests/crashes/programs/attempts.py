@@ -75,7 +75,9 @@ class Attempts:
 
     def warm_up(self, life: Path) -> None:
         """Import what a whole training imports, once and for all."""
-        self.start(life)
+        first = self.start(life)
+        if first.code:
+            raise RuntimeError(f"exit code {first.code} after {first.seconds:.0f} seconds\n{first.output}")
         for name in (life / "modules").read_text().splitlines():
             with contextlib.suppress(Exception):  # some only look like modules
                 importlib.import_module(name)
