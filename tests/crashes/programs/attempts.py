@@ -21,7 +21,7 @@ from training import RANKS, Job, train
 
 from fabric_core import Fabric
 
-PATIENCE = 90.0
+PATIENCE = 180.0
 """Seconds after which an attempt counts as hanging."""
 
 
