@@ -393,6 +393,9 @@ with fabric_for(precision="16-mixed", **BLOCKS) as second:
 # What cannot be written fails on every rank, and leaves what was there.
 only(lambda: pathlib.Path("blocked").write_text(""))
 found["blocked"] = error_of(fabric.save, "blocked/inside", state)
+only(lambda: (pathlib.Path("home").mkdir(), pathlib.Path("home/thesis").write_text("mine")))
+found["a folder of the user's"] = error_of(fabric.save, "home", state)
+assert os.listdir("home") == ["thesis"]
 sys.path.insert(0, os.getcwd())
 writer = folders.write_part
 def failing(*args):
@@ -441,6 +444,7 @@ def test_a_checkpoint_takes_the_place_of_what_was_there_and_leaves_nothing_besid
         ("another model", "size mismatch for first.weight"),
         ("a missing key", "no 'models'"),
         ("blocked", "Rank 0 could not write"),
+        ("a folder of the user's", "'home' is a folder with other things in it, and no checkpoint"),
         ("one rank fails", "Rank 1 could not write the checkpoint 'whole': OSError: no space left"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -461,12 +462,14 @@ def test_metrics_that_cannot_be_read_are_no_metrics(
 ) -> None:
     checkpoints = manager(keep_best=("loss", "min"))
     good = checkpoints.save(state(), 1, metrics={"loss": 2.0})
-    for step, text in enumerate(["", "[]", '{"metrics": {"loss": "low"}}', '{"metrics": []}'], start=2):
+    huge, deep = f'{{"metrics": {{"loss": 1{"0" * 400}}}}}', "[" * 100_000
+    texts = ["", "[]", '{"metrics": {"loss": "low"}}', '{"metrics": []}', huge, deep]
+    for step, text in enumerate(texts, start=2):
         path = checkpoints.save(state(), step, metrics={"loss": 1.0})
         path.with_name(f"{path.name}.json").write_text(text)
     with pytest.warns(UserWarning, match="json' is left out"):
         assert checkpoints.best() == good
-    assert len(steps(checkpoints)) == 5
+    assert len(steps(checkpoints)) == 7
 
 
 def test_a_damaged_checkpoint_is_skipped_when_asked_and_an_error_otherwise(
@@ -574,3 +577,37 @@ def test_managers_of_one_process_do_not_shut_each_other_out(
     del other
     one.save(state(), 3)
     assert steps(one) == [1, 2, 3]
+
+
+def test_what_another_process_rotates_away_while_it_is_verified_is_neither_damaged_nor_the_end(
+    manager: Callable[..., Checkpoints], folder: Path
+) -> None:
+    checkpoints, looking = manager(keep=1), manager()
+    checkpoints.save(state(1), 1)
+    check = looking._check
+
+    def slowly(path: Path) -> None:
+        if path.name == "step-000000001":
+            checkpoints.save(state(2), 2)
+        check(path)
+
+    looking._check = slowly
+    assert looking.latest(verify=True) == folder / "step-000000002"
+
+
+def test_a_folder_that_was_emptied_in_the_middle_is_begun_and_locked_anew(
+    manager: Callable[..., Checkpoints], folder: Path
+) -> None:
+    checkpoints = manager(keep=1)
+    checkpoints.save(state(1), 1, metrics={"loss": 1})
+    shutil.rmtree(folder)
+    checkpoints.save(state(2), 2, metrics={"loss": 1})
+    assert steps(checkpoints) == [2]
+    command = [sys.executable, "-c", OTHER.partition("if os.fork()")[0], str(folder)]
+    assert "Another training" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_it_is_time_again_when_a_training_has_gone_back(manager: Callable[..., Checkpoints]) -> None:
+    checkpoints = manager(every=10)
+    assert [step for step in range(1, 101) if checkpoints.save_if_due(state(), step)][-1] == 100
+    assert [step for step in range(51, 75) if checkpoints.save_if_due(state(), step)] == [60, 70]

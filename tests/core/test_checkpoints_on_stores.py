@@ -233,7 +233,8 @@ def test_conversions_read_and_write_stores(fabric: Fabric, store: Line, tmp_path
         ("shard", f"{URL}/one.pt", "-o", f"{URL}/shards", "--shards", "2"),
         ("consolidate", f"{URL}/shards", "-o", f"{URL}/two.pt"),
         ("consolidate", f"{URL}/shards", "-o", f"{URL}/model.safetensors", "--key", "model"),
-        ("shard", f"{URL}/model.safetensors", "-o", str(tmp_path / "model")),
+        ("consolidate", f"{URL}/shards", "-o", f"{URL}/my model.safetensors", "--key", "model"),
+        ("shard", f"{URL}/my model.safetensors", "-o", str(tmp_path / "model")),
     ):
         result = CliRunner().invoke(commands[name], arguments)
         assert (result.exit_code, result.output) == (0, f"{arguments[0]} is now in {arguments[2]}.\n")

@@ -119,6 +119,23 @@ def test_nothing_is_replaced_by_accident(file: Path, tmp_path: Path) -> None:
     assert same(torch.load(there), state())
 
 
+def test_a_folder_in_which_people_have_other_things_is_not_replaced_even_by_force(
+    file: Path, tmp_path: Path
+) -> None:
+    (home := tmp_path / "home").mkdir()
+    (home / "thesis").write_text("mine")
+    with pytest.raises(
+        CheckpointError, match=r"home' is a folder with other things in it, and no checkpoint"
+    ):
+        call("shard", file, "-o", home, "--force")
+    assert [path.name for path in home.iterdir()] == ["thesis"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "whole.pt"]
+    (home / "thesis").unlink()
+    call("shard", file, "-o", home, "--force")
+    call("shard", file, "-o", home, "--force")
+    assert same(consolidated(home), state())
+
+
 def test_what_could_execute_code_has_to_be_trusted(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(2), "y": CliRunner}, tmp_path / "whole.pt")
     with pytest.raises(UnsafeCheckpointError, match="click.testing"):

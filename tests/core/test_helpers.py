@@ -197,6 +197,18 @@ def test_sums_are_in_float64_whatever_the_values_are(fabric: Fabric) -> None:
         metrics.update({"sum": torch.tensor(1.0)})
     assert metrics.compute()["sum"] == 2**24 + 100
     assert metrics.compute()["mean"] == 1.5
+    metrics.reset()
+    metrics.update({"mean": 0.1, "sum": [0.1, 0.2]}, weight=1)
+    assert metrics.compute()["mean"] == 0.1
+    assert metrics.compute()["sum"] == 0.1 + 0.2
+
+
+@pytest.mark.parametrize("value", ["low", None, [[1.0], [2.0, 3.0]], {"a": 1.0}])
+def test_what_is_no_number_is_told_at_once_and_nothing_is_added(fabric: Fabric, value: Any) -> None:
+    metrics = Metrics(fabric, {"loss": "mean", "tokens": "sum"})
+    with pytest.raises(ConfigurationError, match="The value of 'loss' is neither a number nor"):
+        metrics.update({"tokens": 1, "loss": value}, weight=1)
+    assert metrics.compute()["tokens"] == 0
 
 
 def test_a_tensor_that_changes_after_it_was_passed_counts_as_what_it_was(fabric: Fabric) -> None:
@@ -214,6 +226,8 @@ def test_weights_that_do_not_fit_are_told_at_once_and_nothing_is_added(fabric: F
     metrics.update({"loss": torch.ones(2, 3)}, weight=torch.ones(1, 3))
     with pytest.raises(ConfigurationError, match=r"'loss' have the shape \(3,\), and their weights \("):
         metrics.update({"loss": torch.full((3,), 9.0)}, weight=weight)
+    with pytest.raises(ConfigurationError, match=r"have the shape \(2,\), and their weights \(3,\)"):
+        metrics.update({"loss": [1.0, 4.0]}, weight=[3.0, 1.0, 1.0])
     metrics.update({"loss": [1.0, 4.0]}, weight=torch.tensor([3.0, 1.0]))
     assert metrics.compute() == {"loss": 1.3}
 

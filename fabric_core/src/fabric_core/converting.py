@@ -17,7 +17,7 @@ from fabric_core.parts.torch_file import TorchFile
 from fabric_core.places import ALONE, place_of
 from fabric_core.sharded.boxes import Box
 from fabric_core.sharded.dtypes import NAMES
-from fabric_core.sharded.folders import remove, temporary_for
+from fabric_core.sharded.folders import check_replaceable, remove, temporary_for
 from fabric_core.sharded.reading import StoredTensor, plain, read_checkpoint
 from fabric_core.sharded.safetensors import write_safetensors
 from fabric_core.sharded.shares import Share
@@ -120,6 +120,7 @@ def shard(
 def _write_folder(folder: Path, checkpoint: Any, shards: int) -> None:
     temporary = temporary_for(folder, secrets.token_hex(4))
     try:
+        check_replaceable(folder)
         make_folders(temporary)
         for rank in range(shards):
             write_part(temporary, rank, _divided(checkpoint, rank, shards))

@@ -257,5 +257,8 @@ def _checked(content: Mapping[str, Any]) -> Found:
 
 
 def _last(path: str) -> str:
+    """The last part of a path, as a name on a disk; of a strange one, what its kind is told by."""
     name = path.rpartition("/")[2]
-    return name if _NAME.fullmatch(name) else "checkpoint"
+    if _NAME.fullmatch(name):
+        return name
+    return "checkpoint.safetensors" if name.endswith(".safetensors") else "checkpoint"

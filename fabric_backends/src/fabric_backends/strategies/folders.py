@@ -15,7 +15,7 @@ from torch.utils.serialization import config as serialization
 from fabric_backends.strategies.parallel import ParallelStrategy
 from fabric_core.disk import make_folders
 from fabric_core.errors import OptionsError, did_you_mean
-from fabric_core.sharded.folders import remove, remove_abandoned, temporary_for
+from fabric_core.sharded.folders import check_replaceable, remove, remove_abandoned, temporary_for
 from fabric_core.sharded.trees import mapped
 from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
 
@@ -59,6 +59,7 @@ class FolderStrategy(ParallelStrategy):
         io = self.surroundings.checkpoint_io
 
         def prepare() -> None:
+            check_replaceable(path)
             remove_abandoned(path)
             make_folders(temporary)
 

@@ -93,7 +93,7 @@ class Folder:
         return sorted(found, key=lambda each: (each.step, each.version))
 
     def sound(self, checkpoint: Checkpoint, check: Callable[[Any], object]) -> bool:
-        """Whether a checkpoint is not damaged; a note is made when it is. What is not allowed is not damaged.
+        """Whether a checkpoint is there and not damaged; a note is made of damage. What is not allowed is no damage.
 
         Args:
             checkpoint: Which.
@@ -104,9 +104,14 @@ class Folder:
         except UnsafeCheckpointError:
             return True
         except CheckpointError as error:
-            self._note(checkpoint.name, str(error).rstrip("."))
+            if self.has(checkpoint):
+                self._note(checkpoint.name, str(error).rstrip("."))
             return False
         return True
+
+    def has(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint is still there."""
+        return bool(self._directory.finished([checkpoint.name]))
 
     def _matches(self, names: list[str]) -> dict[str, tuple[int, int]]:
         """The step and the version of each name that is one of a checkpoint, finished or not."""
@@ -119,7 +124,7 @@ class Folder:
             if isinstance(text, Exception):
                 raise text
             return {metric: float(value) for metric, value in json.loads(text)["metrics"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever stands there, it says nothing of the checkpoint
             self._note(name, f"it cannot be read ({type(error).__name__}: {error})")
             return {}
 

@@ -59,8 +59,8 @@ class Lock:
         return lock
 
     def is_mine(self) -> bool:
-        """Whether this process holds it, and not the one that it was forked from."""
-        return self._pid == os.getpid()
+        """Whether this process holds it, and not the one that it was forked from; and its file is still there."""
+        return self._pid == os.getpid() and os.fstat(self._file).st_nlink > 0
 
     def is_new(self) -> bool:
         """Whether nobody in this process has asked that before."""

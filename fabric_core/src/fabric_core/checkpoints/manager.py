@@ -239,8 +239,12 @@ class Checkpoints:
         """The last one in some order, or the last one that is not damaged."""
 
         def look() -> Checkpoint | None:
-            candidates = reversed(order(self._folder.checkpoints()))
-            return next((c for c in candidates if not verify or self._folder.sound(c, self._check)), None)
+            for candidate in reversed(order(self._folder.checkpoints())):
+                if not verify or self._folder.sound(candidate, self._check):
+                    return candidate
+                if not self._folder.has(candidate):  # another process has made a newer one meanwhile
+                    return look()
+            return None
 
         return self._on_rank_zero(verb, look)
 

@@ -46,7 +46,7 @@ class Schedule:
             )
         if isinstance(self._every, timedelta):  # the clocks of the ranks differ
             return self._agree(time.monotonic() - self._time >= self._every.total_seconds())
-        if self._step is None:
+        if self._step is None or step < self._step:  # at the start, or when a training has gone back
             self._step = step - 1
         return step // self._every > self._step // self._every
 

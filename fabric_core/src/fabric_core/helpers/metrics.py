@@ -7,7 +7,6 @@ the same bits. On other numbers of ranks each takes over those of some, so that 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -141,27 +140,30 @@ class Metrics:
                 serves as well. Without one, each element of a tensor counts once.
 
         Raises:
-            ConfigurationError: There is no such metric; the weights do not fit the values; or a single number is to go
-                into a mean, and nobody says of how many samples it is the mean. Nothing was added then.
+            ConfigurationError: There is no such metric; a value is no number; the weights do not fit the values; or a
+                single number is to go into a mean, and nobody says of how many samples it is the mean. Nothing was
+                added then.
         """
+        values = {name: _held(name, value) for name, value in values.items()}
+        weights = None if weight is None else _held("weight", weight)
         for name, value in values.items():
             if name not in self._kinds:
                 raise ConfigurationError(
                     f"There is no metric {name!r}.{did_you_mean(name, self._kinds)} There are: {listing(self._kinds)}."
                 )
-            if weight is None and self._kinds[name] == "mean" and not getattr(value, "ndim", 0):
+            if weights is None and self._kinds[name] == "mean" and not getattr(value, "ndim", 0):
                 raise ConfigurationError(
                     f"The metric {name!r} is a mean, and {value!r} is one number: it has to be said of how many "
                     "samples. Pass weight=len(batch), or weight=1, or the values of all samples as a tensor."
                 )
-            if not _fits(weight, value):
+            if not _fits(weights, value):
+                shape, of_weights = (tuple(getattr(each, "shape", ())) for each in (value, weights))
                 raise ConfigurationError(
-                    f"The values of the metric {name!r} have the shape {tuple(getattr(value, 'shape', ()))}, and their "
-                    f"weights {tuple(weight.shape)}, which cannot be broadcast to it. Pass one weight for each value, "
-                    "or one number for all."
+                    f"The values of the metric {name!r} have the shape {shape}, and their weights {of_weights}, which "
+                    "cannot be broadcast to it. Pass one weight for each value, or one number for all."
                 )
-        held_weight = _held(1.0 if weight is None else weight)
-        self._pending += [(name, _held(value), held_weight) for name, value in values.items()]
+        each = 1.0 if weights is None else weights
+        self._pending += [(name, value, each) for name, value in values.items()]
         if len(self._pending) >= MOST_PENDING:
             self._add_pending()
 
@@ -235,23 +237,28 @@ class Metrics:
         self._pending.clear()
 
 
-def _held(value: Any) -> Any:
-    """A value as it is now, whatever happens to the tensor or the array."""
-    return value.detach().clone() if isinstance(value, torch.Tensor) else copy.copy(value)
+def _held(name: str, value: Any) -> Any:
+    """A value as it is now, whatever happens to the tensor, the array or the list: a number, or a tensor."""
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    try:
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"The value of {name!r} is neither a number nor a tensor, an array or a list of numbers: {error}."
+        ) from error
 
 
 def _fits(weight: Any, value: Any) -> bool:
     """Whether a weight can be broadcast to the shape of a value."""
     shapes = [tuple(getattr(each, "shape", ())) for each in (weight, value)]
-    return (
-        not shapes[0]
-        or isinstance(value, list | tuple)  # which are measured when they are added up
-        or (
-            len(shapes[0]) <= len(shapes[1])
-            and all(one in (1, other) for one, other in zip(*map(reversed, shapes), strict=False))
-        )
+    return not shapes[0] or (
+        len(shapes[0]) <= len(shapes[1])
+        and all(one in (1, other) for one, other in zip(*map(reversed, shapes), strict=False))
     )
 
 
 def _on_cpu(value: Any) -> Tensor:
-    return torch.as_tensor(value, device="cpu").to(torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu")

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 from fabric_core.disk import flush
+from fabric_core.errors import CheckpointError
 from fabric_core.manifest import MANIFEST
 
 _log = logging.getLogger("fabric_core")
 
-__all__ = ["find", "remove", "remove_abandoned", "temporary_for"]
+__all__ = ["check_replaceable", "find", "remove", "remove_abandoned", "temporary_for"]
 
 ABANDONED = 3600.0
 """Seconds after which a folder that nobody finishes is taken for what a crash has left."""
@@ -43,8 +44,27 @@ def temporary_for(path: Path, token: str) -> Path:
     return path.with_name(f".{path.name}.{token}.tmp")
 
 
+def check_replaceable(path: Path) -> None:
+    """See to it that only a checkpoint is replaced, and never a folder in which people have other things.
+
+    Raises:
+        CheckpointError: A folder is there that is neither empty nor a checkpoint.
+    """
+    if path.is_dir() and not path.is_symlink() and not (path / MANIFEST).exists() and any(path.iterdir()):
+        raise CheckpointError(
+            f"{str(path)!r} is a folder with other things in it, and no checkpoint (it has no {MANIFEST}). It is not "
+            "replaced. Name another folder, or one in it."
+        )
+
+
 def publish(folder: Path, path: Path) -> None:
-    """Put a folder in its place, in which everything is on disk already. What is there is replaced."""
+    """Put a folder in its place, in which everything is on disk already. A checkpoint that is there is replaced.
+
+    Raises:
+        CheckpointError: Something else is there.
+        OSError: It cannot be put there.
+    """
+    check_replaceable(path)
     flush(folder)
     aside = folder.with_suffix(".old")
     replaces = path.exists()
