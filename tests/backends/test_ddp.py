@@ -36,7 +36,9 @@ TRAINING = f"""
 {TASK}
 from contextlib import nullcontext
 
-def train(every=1, **options):
+views = {{True: True, False: True}}
+
+def train(every=1, set_to_none=True, **options):
     strategy = connected(**options)
     torch.manual_seed(7 + rank)  # only rank 0 has the weights of the plain loop
     net = strategy.setup_module(model())
@@ -49,7 +51,8 @@ def train(every=1, **options):
             strategy.backward(loss, net)
         if full:
             optimizer.step()
-            optimizer.zero_grad()
+            views[options.get("gradient_as_bucket_view", True)] &= net.module[0].weight.grad._is_view()
+            optimizer.zero_grad(set_to_none)
     weights = {{name: value.clone() for name, value in net.module.state_dict().items()}}
     strategy.teardown()
     return weights
@@ -57,10 +60,12 @@ def train(every=1, **options):
 answer({{
     "plainly": train(),
     "accumulating": train(every=4),
+    "with gradients that are set to zero": train(every=2, set_to_none=False),
     "looking for unused parameters": train(find_unused_parameters=True),
     "with a static graph": train(static_graph=True, gradient_as_bucket_view=False),
     "in small buckets": train(bucket_cap_mb=0.0001, broadcast_buffers=False),
     "accumulating, without views": train(every=4, gradient_as_bucket_view=False, skip_all_reduce_unused_params=False),
+    "views": views,
 }})
 
 strategy = connected()  # never to be closed
@@ -105,6 +110,7 @@ def test_a_process_that_never_closes_ends_without_a_word(training: Any) -> None:
     [
         ("plainly", 1),
         ("accumulating", 4),
+        ("with gradients that are set to zero", 2),
         ("looking for unused parameters", 1),
         ("with a static graph", 1),
         ("in small buckets", 1),
@@ -121,6 +127,10 @@ def test_two_ranks_train_as_one_process_does_on_the_whole_batch(
             assert (weights[how][name] - value).abs().max() <= 1e-6, (how, name)
     for name in expected:
         assert torch.equal(trained[0][how][name], trained[1][how][name])
+
+
+def test_gradients_lie_where_they_are_sent_from_unless_they_are_not_to(trained: list[dict[str, Any]]) -> None:
+    assert [weights["views"] for weights in trained] == [{True: True, False: False}] * 2
 
 
 LISTENING = """

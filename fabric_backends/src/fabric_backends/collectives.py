@@ -1,11 +1,13 @@
 """Collectives over a process group, as every strategy with a process per device has them.
 
-Where values are only carried and not combined, tensors travel as bytes, so that every dtype may. Nothing waits for
+Where values are only carried and not combined, tensors travel as bytes, so that every dtype may; the usual ones travel
+as they are. Nothing waits for
 other ranks longer than its result needs.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any
 
@@ -36,6 +38,8 @@ _STAND_INS = {
 }
 # The sum of some is true when one of them is, as everywhere in PyTorch.
 _OF_TRUTH = {"sum": "max", "product": "min"}
+# Every backend carries these; the rest of the dtypes go as bytes.
+_CARRIED_AS_THEY_ARE = {torch.float32, torch.float64, torch.int32, torch.int64}
 _HALVES = {torch.float16, torch.bfloat16}
 
 _gather = (
@@ -66,15 +70,17 @@ def all_reduce(tensor: Tensor, op: ReduceOp = "mean", group: Group = None) -> Te
     dtype, total = _in_transit(tensor, op)
     dist.all_reduce(total, _OPS[_OF_TRUTH.get(op, op) if dtype is torch.bool else op], group)
     if op == "mean":
-        total /= dist.get_world_size(group)
-    return total.to(dtype)
+        total /= _size(group)
+    return total if total.dtype is dtype else total.to(dtype)
 
 
 def _in_transit(tensor: Tensor, op: str) -> tuple[torch.dtype, Tensor]:
     """The dtype of the result, and a copy of the tensor that backends can reduce."""
     dtype = tensor.dtype
     stand_in = torch.float32 if op == "mean" and dtype in _HALVES else _STAND_INS.get(dtype, dtype)
-    return dtype, tensor.detach().to(stand_in, copy=True, memory_format=torch.contiguous_format)
+    if stand_in is dtype:
+        return dtype, tensor.detach().clone(memory_format=torch.contiguous_format)
+    return dtype, tensor.detach().to(stand_in, memory_format=torch.contiguous_format)
 
 
 def all_gather(tensor: Tensor, group: Group = None) -> Tensor:
@@ -83,13 +89,24 @@ def all_gather(tensor: Tensor, group: Group = None) -> Tensor:
     Returns:
         Shape (ranks, \*S), detached, equal on every rank.
     """
-    ranks = dist.get_world_size(group)
+    ranks = _size(group)
     if tensor.numel() == 0:
         return tensor.new_empty((ranks, *tensor.shape))
-    mine = as_bytes(tensor)
+    if tensor.dtype in _CARRIED_AS_THEY_ARE and not tensor.is_neg():
+        mine = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
+        mine = mine if mine.dim() == 1 else mine.view(-1)
+    else:
+        mine = as_bytes(tensor)
     everyone = mine.new_empty(ranks * mine.numel())
     _gather(everyone, mine, group)
-    return everyone.view(tensor.dtype).reshape(ranks, *tensor.shape)
+    return (everyone if mine.dtype is tensor.dtype else everyone.view(tensor.dtype)).view(
+        ranks, *tensor.shape
+    )
+
+
+def _size(group: Group) -> int:
+    """How many ranks a group has."""
+    return dist.get_world_size(group) if group is not None else dist.group.WORLD.size()  # type: ignore[union-attr]
 
 
 class _AllGather(torch.autograd.Function):
@@ -134,8 +151,7 @@ def barrier(name: str | None, device: torch.device) -> None:
     Raises:
         SetupError: The ranks gave different names.
     """
-    digest = hashlib.blake2b((name or "").encode(), digest_size=7).digest()
-    mark = int.from_bytes(digest, "big")
+    mark = _mark_of(name)
     marks = torch.tensor([mark, -mark], device=device)
     dist.all_reduce(marks, dist.ReduceOp.MAX)  # the largest, and the smallest
     if marks.tolist() == [mark, -mark]:
@@ -149,3 +165,9 @@ def barrier(name: str | None, device: torch.device) -> None:
         f"The ranks wait at different barriers: {waiting}. Every rank has to come to the same barriers in the same "
         "order; look for one inside an 'if' that only some ranks enter."
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _mark_of(name: str | None) -> int:
+    """A number for a name, the same on every rank; its negative fits into 64 bits, too."""
+    return int.from_bytes(hashlib.blake2b((name or "").encode(), digest_size=7).digest(), "big")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,11 +84,14 @@ class Accumulation:
 
     def share(self, loss: Tensor) -> Tensor:
         """What a loss contributes: its part of the window's mean. Called before each backward pass."""
-        if self.active is None:
+        window = self.active
+        if window is None:
             return loss
-        for window in self._around():
-            window.has_loss = window.pending = True
-        return loss if self.active.length == 1 else loss / self.active.length
+        around: Window | None = window
+        while around is not None:
+            around.has_loss = around.pending = True
+            around = around.outer
+        return loss if window.length == 1 else loss / window.length
 
     def lets_step(self, gradients: GradientState, closure: Callable[[], Any] | None) -> bool:
         """Whether an optimizer steps now. Called when it is asked to.
@@ -101,8 +103,10 @@ class Accumulation:
         if self.active is not None and self.active.length > 1:
             full = self.active.is_full
             _check_step(self.active, closure)
-            for window in self._around():
-                window.pending = False
+            around: Window | None = self.active
+            while around is not None:
+                around.pending = False
+                around = around.outer
         gradients.applied, gradients.waiting = full, not full
         return full
 
@@ -122,15 +126,19 @@ class Accumulation:
             gradients.applied = gradients.waiting = False
         return drops
 
-    @contextmanager
-    def enter(self, models: Iterable[Any], every: int, loader: Any = None) -> Iterator[Window]:
-        """Run one micro-batch in the window of some models; when it fails, it does not count."""
+    def begin(self, models: Iterable[Any], every: int, loader: Any = None) -> Window:
+        """Begin one micro-batch in the window of some models; `end` has to follow.
+
+        Raises:
+            ConfigurationError: ``every`` is no whole number from 1.
+            SetupError: The window is running already.
+        """
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ConfigurationError(
                 f"accumulate(every={every!r}) has to be a whole number of batches, from 1."
             )
         window = self._window_of(models)
-        if window in self._around():
+        if self.active is not None and window in self._around():
             raise SetupError(
                 "fabric.accumulate was entered for a model inside of its own fabric.accumulate block."
             )
@@ -139,15 +147,16 @@ class Accumulation:
         self._measure(window, every, loader)
         window.outer, self.active = self.active, window
         window.has_loss = window.pending = window.done = False
-        try:
-            yield window
-        finally:
-            self.active, window.outer = window.outer, None
-        window.done = window.has_loss
+        return window
+
+    def end(self, window: Window, failed: bool) -> None:
+        """End the micro-batch; one that has failed does not count."""
+        self.active, window.outer = window.outer, None
+        window.done = window.has_loss and not failed
 
     def _window_of(self, models: Iterable[Any]) -> Window:
         """Found by weak references: a model that is gone leaves its window to no other that gets its address."""
-        key = tuple(weakref.ref(model) for model in models)
+        key = tuple(map(weakref.ref, models))
         if key not in self._windows:
             alive = {
                 models: window

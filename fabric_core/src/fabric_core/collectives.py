@@ -31,6 +31,8 @@ def each_tensor(data: Any, device: torch.device, change: Callable[[Tensor], Tens
 
     Python numbers become 0-dimensional tensors that hold them exactly: int64, float64, bool, complex128.
     """
+    if type(data) is torch.Tensor:
+        return change(data if data.device == device else data.to(device))
     return map_tensors(lambda tensor: change(tensor.to(device)), _numbers_as_tensors(data, device))
 
 

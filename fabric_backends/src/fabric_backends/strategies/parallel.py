@@ -56,6 +56,7 @@ class ParallelStrategy(Strategy):
         self.init_timeout = duration("init_timeout", init_timeout)
         self._store: Store | None = None
         self._membership: Membership | None = None
+        self._device: torch.device | None = None
         self._barriers = 0
         self._keep_long: Callable[[], None] = _nothing
 
@@ -64,6 +65,11 @@ class ParallelStrategy(Strategy):
     @property
     def _environment(self) -> ClusterEnvironment:
         return self.surroundings.cluster_environment
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this process. Once it has joined the others, the environment is not asked again."""
+        return self._device or super().root_device
 
     @property
     def world_size(self) -> int:
@@ -119,7 +125,8 @@ class ParallelStrategy(Strategy):
             ConfigurationError: There is a group of another size.
             SetupError: Not all processes of the job have been started.
         """
-        surroundings, device = self.surroundings, self.root_device
+        surroundings, device = self.surroundings, super().root_device
+        self._device = device
         surroundings.accelerator.setup_device(device)
         wanted = self.process_group_backend or surroundings.accelerator.process_group_backend
         self._membership = join(
@@ -164,7 +171,7 @@ class ParallelStrategy(Strategy):
         self._keep_long()
         if self._membership is not None:
             self._membership.leave()
-        self._membership = self._store = None
+        self._membership = self._store = self._device = None
         super().teardown()
 
     # -- setting up -----------------------------------------------------------------------------------------------

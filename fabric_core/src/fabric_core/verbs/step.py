@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fabric_core.accumulation import Window
+from fabric_core.accumulation import Accumulation, Window
+from fabric_core.contracts.strategy import Strategy
 from fabric_core.errors import ConfigurationError, WrongTypeError
 from fabric_core.verbs.reporting import Reporting
 from fabric_core.wrappers.face import unwrap
@@ -129,14 +130,13 @@ class Step(Reporting):
             with held:
                 yield
 
-    @contextmanager
     def accumulate(
         self,
         model: nn.Module | Iterable[nn.Module],
         every: int,
         *,
         loader: Iterable[Any] | None = None,
-    ) -> Iterator[Window]:
+    ) -> AbstractContextManager[Window]:
         """Run one micro-batch of a window of ``every``: the optimizer steps once per window. Called on every rank.
 
         Inside, ``backward`` divides the loss by the number of micro-batches in the window, and gradients are
@@ -159,29 +159,70 @@ class Step(Reporting):
             loader: The loader whose last batch ends a window, where several are read at a time. By default the one
                 whose loop began first.
 
-        Yields:
-            The window; its ``is_full`` tells whether optimizers step in this micro-batch.
+        Returns:
+            A context that gives the window; its ``is_full`` tells whether optimizers step in this micro-batch.
 
         Raises:
             ConfigurationError: ``every`` is no whole number from 1.
             WrongTypeError: A model is not set up.
             SetupError: A window inside of itself; or, from ``optimizer.step``, a closure, or no `backward` before it.
         """
-        models = [model] if isinstance(model, nn.Module) else list(model)
+        models = (model,) if isinstance(model, nn.Module) else tuple(model)
         for each in models:
             _check_set_up("accumulate", each)
-        self._require_launched("accumulate")
-        with (
-            self._accumulation.enter([unwrap(m) for m in models], every, loader) as window,
-            ExitStack() as stack,
-        ):
-            for each in models:
-                if window.correction != 1.0:
-                    self.strategy.scale_gradients(forward_module_of(each), window.correction)
-                stack.enter_context(
-                    self.strategy.accumulation_context(forward_module_of(each), window.is_full)
-                )
-            yield window
+        if not self._connected:
+            self._require_launched("accumulate")
+        return _MicroBatch(self._accumulation, self._parts.strategy, models, every, loader)
+
+
+class _MicroBatch(AbstractContextManager[Window]):
+    """One micro-batch of `Step.accumulate`. A class, because it is entered in every step."""
+
+    __slots__ = ("_accumulation", "_arguments", "_held", "_models", "_strategy", "_window")
+
+    def __init__(
+        self, accumulation: Accumulation, strategy: Strategy, models: tuple[Any, ...], *arguments: Any
+    ) -> None:
+        self._accumulation, self._strategy = accumulation, strategy
+        self._models, self._arguments = models, arguments
+
+    def __enter__(self) -> Window:
+        originals = [model._fabric_original for model in self._models]
+        window = self._window = self._accumulation.begin(originals, *self._arguments)
+        try:
+            self._held = self._hold(window)
+            self._held.__enter__()
+        except BaseException:
+            self._accumulation.end(window, failed=True)
+            raise
+        return window
+
+    def __exit__(self, *error: Any) -> bool | None:
+        failed = True
+        try:
+            swallowed = self._held.__exit__(*error)
+            failed = error[0] is not None and not swallowed
+        finally:
+            self._accumulation.end(self._window, failed)
+        return swallowed
+
+    def _hold(self, window: Window) -> AbstractContextManager[Any]:
+        """What the strategy wants the micro-batch to run in."""
+        modules = [model._fabric_forward_module for model in self._models]
+        if window.correction != 1.0:
+            for module in modules:
+                self._strategy.scale_gradients(module, window.correction)
+        if len(modules) == 1:
+            return self._strategy.accumulation_context(modules[0], window.is_full)
+        return _all_of(self._strategy.accumulation_context(module, window.is_full) for module in modules)
+
+
+@contextmanager
+def _all_of(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 def _check_set_up(verb: str, model: Any) -> None:

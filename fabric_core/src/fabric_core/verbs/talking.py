@@ -54,9 +54,12 @@ class Talking(Life):
         Returns:
             The same collection, each tensor of shape (ranks, \*S), in rank order; with one rank too.
         """
-        self._require_launched("all_gather")
-        gather = self.strategy.all_gather
-        return each_tensor(data, self.device, lambda tensor: gather(tensor, group, sync_grads))
+        if not self._connected:
+            self._require_launched("all_gather")
+        strategy = self._parts.strategy
+        return each_tensor(
+            data, strategy.root_device, lambda tensor: strategy.all_gather(tensor, group, sync_grads)
+        )
 
     def all_reduce(self, data: Any, group: Any = None, reduce_op: str = "mean") -> Any:
         """Reduce tensors or numbers over every rank. Called on every rank (of ``group``).
@@ -69,9 +72,14 @@ class Talking(Life):
         Returns:
             The same collection, equal on every rank. Means of whole numbers are float64, sums of booleans int64.
         """
-        self._require_launched("all_reduce")
-        op, reduce = reduce_op_named(reduce_op), self.strategy.all_reduce
-        return each_tensor(data, self.device, lambda tensor: reduce(reducible(tensor, op), op, group))
+        if not self._connected:
+            self._require_launched("all_reduce")
+        op, strategy = reduce_op_named(reduce_op), self._parts.strategy
+        return each_tensor(
+            data,
+            strategy.root_device,
+            lambda tensor: strategy.all_reduce(reducible(tensor, op), op, group),
+        )
 
     @contextmanager
     def rank_zero_first(self, local: bool = False) -> Iterator[None]:
