@@ -371,6 +371,22 @@ def test_on_any_number_of_ranks_the_same_order_goes_on(name: str, before: int, a
         assert epoch_of(loaders)[0] == later
 
 
+@pytest.mark.parametrize("name", ["shuffled", "batch sampler", "stateful loader"])
+def test_other_ranks_that_save_before_they_were_given_anything_are_where_they_began(name: str) -> None:
+    whole, _ = epoch_of(wrapped(ORDERS[name](4), 2))
+    _, states = epoch_of(wrapped(ORDERS[name](4), 2), IN_SIXTEEN.get(name, 4) // 2)
+    for _ in range(2):
+        loaders = wrapped(ORDERS[name](2), 4)
+        for rank, loader in enumerate(loaders):
+            loader.load_state_dict(states[rank % len(states)])
+        unread = [iter(loader) for loader in loaders]
+        states = [loader.state_dict() for loader in loaders]
+        del unread
+    for loader, state in zip(loaders, states, strict=True):
+        loader.load_state_dict(state)
+    assert epoch_of(loaders)[0] == whole[16:]
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), (4, 2)])
 @pytest.mark.parametrize("name", ["shuffled", "batch sampler", "stateful loader", "workers"])
 def test_at_the_end_of_an_epoch_other_ranks_have_nothing_left_and_go_on_with_the_next(

@@ -260,7 +260,7 @@ class Order:
             elements: Makes the whole order.
             drop_last: Whether to leave out a last batch that is not full; ``None`` when elements are not batched.
         """
-        self.resumed = state
+        self.resumed = {**state, "handed on": True}  # if it is saved again before anything was given
         self.key, self.origin, self.begin = state["key"], state["origin"], state["elements"]
         self.before = self.begin // self.share.elements(1)
         self._consumed.inherit(self.before, state.get("last"))
