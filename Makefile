@@ -11,6 +11,9 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 STAMP := $(VENV)/.installed
 XLA_VENV := .venv-xla
 XLA_STAMP := $(XLA_VENV)/.installed
+BENCH_VENV := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
+BENCH_PIP := $(BENCH_VENV)/bin/python -m pip
 TESTED := $(VENV)/.installed-for-tests
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
@@ -19,7 +22,7 @@ export PIP_NO_INPUT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo engines test test-xla matrix check format docs docs-write wheels changelog clean distclean
+.PHONY: help install demo engines test test-xla matrix check format docs docs-write bench wheels changelog clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +60,11 @@ docs: $(STAMP) ## check the documents: their links, and the code in them
 docs-write: $(STAMP) ## write the parts of docs/plugins that come from the code
 	$(BIN)/python docs/tools/generate.py docs/plugins
 
+# Installed anew each time, and not as editable: each folder more on Python's path would slow some contenders down.
+bench: $(BENCH_STAMP) ## measure ourselves beside PyTorch and other libraries, and write benchmarks/RESULTS.md
+	$(BENCH_PIP) install -qq --constraint constraints.txt --no-build-isolation --no-deps --force-reinstall $(addprefix ./,$(DISTRIBUTIONS))
+	$(BENCH_VENV)/bin/python benchmarks/run.py $(ARGS)
+
 wheels: $(STAMP) ## build the five wheels into dist/
 	rm -rf dist
 	@set -e; for name in $(DISTRIBUTIONS); do \
@@ -70,8 +78,8 @@ clean: ## remove what the other commands made, except .venv
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(DISTRIBUTIONS) tests examples benchmarks docs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-distclean: clean ## remove .venv and .venv-xla as well
-	rm -rf $(VENV) $(XLA_VENV)
+distclean: clean ## remove .venv, .venv-xla and .venv-bench as well
+	rm -rf $(VENV) $(XLA_VENV) $(BENCH_VENV)
 
 # The distributions are installed together, so that pip takes each other's dependencies from this folder, and
 # without build isolation, so that hatchling is not fetched five times, and DeepSpeed's build finds PyTorch.
@@ -92,6 +100,15 @@ $(TESTED): $(STAMP)
 $(XLA_STAMP): tests/xla_engine/constraints.txt tests/xla_engine/make_environment.py constraints.txt $(MANIFESTS)
 	@echo "Installing torch_xla into $(XLA_VENV); the first time takes a minute or two, and 2.3 GB."
 	$(PYTHON) tests/xla_engine/make_environment.py $(XLA_VENV)
+	@touch $@
+
+# The libraries that we compare with stay out of the environment of the tests.
+$(BENCH_STAMP): benchmarks/requirements.txt constraints.txt $(MANIFESTS)
+	@echo "Installing the benchmarks' contenders into $(BENCH_VENV); the first time takes a minute or two."
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_PIP) install -qq --constraint constraints.txt "pip>=25.1"
+	$(BENCH_PIP) install -qq --constraint constraints.txt torch --requirement benchmarks/requirements.txt
+	$(BENCH_PIP) install -qq --constraint constraints.txt --no-build-isolation $(addprefix ./,$(DISTRIBUTIONS))
 	@touch $@
 
 $(BIN)/python:

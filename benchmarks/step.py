@@ -1,109 +1,154 @@
-"""What a training step costs beside plain PyTorch, in one process on the CPU, with a model so small that it shows.
+"""A training step.
 
-    .venv/bin/python benchmarks/step.py
-
-Both loops take turns in one process, in short blocks. The smallest CPU time per step counts, and the calls of Python
-and C functions, which do not depend on what else the machine is doing.
+One process on the CPU, and a model so small (``nn.Linear(8, 8)``, SGD, 4 rows) that only overhead shows. Accumulation
+is four micro-batches and one step, together. *Calls* are those of Python and C functions, which do not depend on the
+machine.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import sys
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from harness import (
+    ACCELERATE,
+    LIGHTNING,
+    OURS,
+    PLAIN,
+    Against,
+    Case,
+    Measure,
+    Operation,
+    Operations,
+    Target,
+    main,
+)
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import nn
-
-from fabric_core import Fabric
-
-Step = Callable[[], None]
+FLOAT32, BF16, ACCUMULATION = "float32", "bf16-mixed", "accumulation of 4"
+PRECISIONS = {FLOAT32: ("32-true", "no"), BF16: ("bf16-mixed", "bf16"), ACCUMULATION: ("32-true", "no")}
 
 
-def plain_step(precision: str) -> Step:
-    """One step of a loop without this library."""
-    model = nn.Linear(8, 8)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    inputs = torch.randn(4, 8)
+def plain(case: str) -> Operation:
+    """A loop by hand."""
+    import torch
+
+    model, optimizer, rows = _work()
+
+    def forward() -> torch.Tensor:
+        return model(rows).square().mean()
+
+    def mixed_forward() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(rows)
+        return outputs.float().square().mean()
+
+    loss_of = mixed_forward if case == BF16 else forward
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16) if precision == "bf16-mixed" else nullcontext():
-            loss = model(inputs).float().square().mean()
-        loss.backward()
+        loss_of().backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
-
-
-def fabric_step(precision: str) -> Step:
-    """The same through the verbs."""
-    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
-    model = nn.Linear(8, 8)
-    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.01))
-    inputs = torch.randn(4, 8)
-
-    def step() -> None:
-        loss = model(inputs).square().mean()
-        fabric.backward(loss)
+    def accumulate() -> None:
+        for _ in range(4):
+            (loss_of() / 4).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return accumulate if case == ACCUMULATION else step
 
 
-def microseconds(step: Step, steps: int) -> float:
-    """CPU time of one step, from a block of them."""
-    started = time.process_time()
-    for _ in range(steps):
-        step()
-    return (time.process_time() - started) / steps * 1e6
+def lightning_fabric(case: str) -> Operation:
+    """Through the peer's verbs; it leaves the division of the loss to the user."""
+    from lightning_fabric import Fabric
+
+    peer = Fabric(accelerator="cpu", devices=1, precision=PRECISIONS[case][0])
+    model, optimizer, rows = _work()
+    model, optimizer = peer.setup(model, optimizer)
+
+    def step() -> None:
+        peer.backward(model(rows).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def accumulate() -> None:
+        for index in range(4):
+            with peer.no_backward_sync(model, enabled=index < 3):
+                peer.backward(model(rows).square().mean() / 4)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return accumulate if case == ACCUMULATION else step
 
 
-def calls(step: Step) -> int:
-    """How many Python and C functions one step calls."""
-    count = 0
+def accelerate(case: str) -> Operation:
+    """Through the peer's verbs."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
-    def note(_frame: object, event: str, _argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
+    every = 4 if case == ACCUMULATION else 1
+    AcceleratorState._reset_state()  # a second one in this process, where this is quick, may differ
+    peer = Accelerator(cpu=True, mixed_precision=PRECISIONS[case][1], gradient_accumulation_steps=every)
+    model, optimizer, rows = _work()
+    model, optimizer = peer.prepare(model, optimizer)
 
-    sys.setprofile(note)
-    step()
-    sys.setprofile(None)
-    return count
+    def step() -> None:
+        peer.backward(model(rows).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def accumulate() -> None:
+        for _ in range(4):
+            with peer.accumulate(model):
+                step()
+
+    return accumulate if case == ACCUMULATION else step
 
 
-def main() -> None:
-    """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60, help="blocks of each loop")
-    parser.add_argument("--steps", type=int, default=100, help="steps of a block")
-    args = parser.parse_args()
+def fabric(case: str) -> Operation:
+    """Through ours."""
+    from fabric_core import Fabric
 
-    torch.set_num_threads(1)
-    table = Table(
-        "precision", "loop", "µs of CPU per step", "x plain", "calls per step", title="One training step"
-    )
-    for precision in ("32-true", "bf16-mixed"):
-        loops = {"plain": plain_step(precision), "fabric": fabric_step(precision)}
-        for step in loops.values():
-            microseconds(step, args.steps)
-        gc.collect()
-        blocks = [
-            {name: microseconds(step, args.steps) for name, step in loops.items()} for _ in range(args.rounds)
-        ]
-        least = {name: min(block[name] for block in blocks) for name in loops}
-        for name, step in loops.items():
-            ratio = least[name] / least["plain"]
-            table.add_row(precision, name, f"{least[name]:.1f}", f"{ratio:.2f}", str(calls(step)))
-    Console().print(table)
+    ours = Fabric(accelerator="cpu", devices=1, precision=PRECISIONS[case][0])
+    ours.launch()
+    model, optimizer, rows = _work()
+    model, optimizer = ours.setup(model, optimizer)
 
+    def step() -> None:
+        ours.backward(model(rows).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def accumulate() -> None:
+        for _ in range(4):
+            with ours.accumulate(model, every=4):
+                step()
+
+    return accumulate if case == ACCUMULATION else step
+
+
+def _work():  # type: ignore[no-untyped-def]
+    """Model, optimizer and rows, the same for all."""
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 8)
+    return model, torch.optim.SGD(model.parameters(), lr=0.01), torch.randn(4, 8)
+
+
+FIGURE = Operations(
+    name="step",
+    about=__doc__,
+    contenders={PLAIN: plain, LIGHTNING: lightning_fabric, ACCELERATE: accelerate, OURS: fabric},
+    cases=(
+        Case(FLOAT32, calls=100, rounds=100),
+        Case(BF16, calls=100, rounds=100),
+        Case(ACCUMULATION, calls=30),
+    ),
+    measures=(Measure("cpu", "µs", "CPU"), Measure("wall", "µs", "wall"), Measure("calls", "", "calls")),
+    targets=(
+        Target(FLOAT32, "cpu", 0.95),
+        Target(FLOAT32, "calls", 0, Against.OVER),
+        Target(BF16, "cpu", 0.95),
+    ),
+)
 
 if __name__ == "__main__":
-    main()
+    main(FIGURE)

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -53,7 +53,8 @@ class Reading(_Base):
         own, order = self._fabric, self._fabric.order
         if order is None:  # somebody else called
             return super()._get_iterator()
-        with self._lent_to_workers(order) as numbered, order.creation(), keeping_garbage():
+        garbage = keeping_garbage() if self.num_workers else nullcontext()
+        with self._lent_to_workers(order) as numbered, order.creation(), garbage:
             if not isinstance(self.dataset, IterableDataset):
                 sampler, itself = own.dealer[0] if own.dealer else self._index_sampler, weakref.ref(own)
                 own.indices = Indices(sampler, lambda: _order_of(itself), numbered=numbered)

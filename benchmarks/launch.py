@@ -1,0 +1,88 @@
+"""A launch of two processes.
+
+From the command to the end of the first step of both ranks; CPU time of all processes, from the command to its end;
+memory (PSS) of all processes at that first step. Plain is ``torchrun`` with a loop by hand. ``accelerate launch --cpu
+--num_processes 2`` starts one process without a word, so it is told ``--multi_gpu`` and ``ACCELERATE_USE_CPU``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import (
+    ACCELERATE,
+    LIGHTNING,
+    OURS,
+    PLAIN,
+    PROGRAMS,
+    Against,
+    Case,
+    Command,
+    Commands,
+    Measure,
+    Target,
+    installed_command,
+    main,
+)
+
+
+def program(name: str) -> tuple[str, ...]:
+    """The script of a contender, for two ranks."""
+    return (str(PROGRAMS / f"train_{name}.py"), "2")
+
+
+def plain(_case: str, folder: Path) -> Command:
+    """PyTorch's launcher."""
+    torchrun = installed_command("torch", "torchrun", folder)
+    words = (*torchrun, "--nproc-per-node=2", "--master-port=0", "--standalone", *program("plain"))
+    return Command(words, waits_for=2)
+
+
+def lightning_fabric(_case: str, folder: Path) -> Command:
+    """The peer's command."""
+    run = installed_command("lightning-fabric", "fabric", folder)
+    words = (*run, "run", "--strategy=ddp", "--devices=2", "--accelerator=cpu", *program("lightning_fabric"))
+    return Command(words, waits_for=2)
+
+
+def accelerate(_case: str, folder: Path) -> Command:
+    """The peer's command."""
+    launch = installed_command("accelerate", "accelerate", folder)
+    options = (
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    )
+    words = (*launch, "launch", *options, "--main_process_port=0", *program("accelerate"))
+    return Command(words, {"ACCELERATE_USE_CPU": "true"}, waits_for=2)
+
+
+def fabric(_case: str, folder: Path) -> Command:
+    """Ours."""
+    run = installed_command("fabric-core", "fabric", folder)
+    words = (*run, "run", "--strategy=ddp", "--devices=2", "--accelerator=cpu", *program("fabric"))
+    return Command(words, waits_for=2)
+
+
+FIGURE = Commands(
+    name="launch",
+    about=__doc__,
+    contenders={PLAIN: plain, LIGHTNING: lightning_fabric, ACCELERATE: accelerate, OURS: fabric},
+    on_one_core=False,
+    cases=(Case("", rounds=5),),
+    measures=(
+        Measure("first_step", "s", "to the first step"),
+        Measure("cpu", "s", "CPU"),
+        Measure("pss", "MB", "memory"),
+    ),
+    targets=(
+        Target("", "first_step", 0.45),
+        Target("", "cpu", 0.45),
+        Target("", "pss", 300, Against.VALUE),
+    ),
+)
+
+if __name__ == "__main__":
+    main(FIGURE)
