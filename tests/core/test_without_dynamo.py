@@ -162,6 +162,32 @@ def test_a_file_with_classes_that_the_compiler_declares_safe_is_still_read(tmp_p
     assert python("-c", LOADING, file).split() == ["True"] * 3
 
 
+TRAINING = f"""
+import sys, torch
+from torch.utils.data import DataLoader, TensorDataset
+from fabric_core import Fabric
+
+fabric = Fabric(accelerator="cpu", devices=1)
+model, optimizer = fabric.setup(model := torch.nn.Linear(2, 1), torch.optim.AdamW(model.parameters()))
+loader = fabric.setup_dataloaders(DataLoader(TensorDataset(torch.ones(4, 2)), batch_size=2, shuffle=True))
+for (rows,) in loader:
+    fabric.backward(model(rows).sum())
+    fabric.clip_gradients(model, optimizer, max_norm=1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+state = {{"model": model, "optimizer": optimizer, "loader": loader}}
+fabric.save(sys.argv[1], state)
+fabric.save(sys.argv[1], state, wait=False)
+fabric.load(sys.argv[1], state)
+fabric.close()
+print({LOADED})
+"""
+
+
+def test_a_training_that_saves_and_loads_does_not_load_it(tmp_path: Path) -> None:
+    assert python("-c", TRAINING, str(tmp_path / "training.ckpt")).split() == ["False"]
+
+
 RANK = f"""
 import sys, torch
 torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])

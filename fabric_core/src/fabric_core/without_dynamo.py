@@ -158,7 +158,7 @@ def _changes(torch: Any) -> Iterator[_Change]:
     for package, names in _COMES_WITH_DYNAMO.items():
         yield _Change(sys.modules[package], "__getattr__", _brings(package, names))
     unpickler = torch._weights_only_unpickler
-    yield _Change(unpickler, "_get_user_allowed_globals", _asked_after_loading(unpickler))
+    yield _Change(unpickler, "_get_user_allowed_globals", _asked_again(unpickler))
 
 
 def _told_already(torch: Any, wrapper: FunctionType) -> _Change:
@@ -279,11 +279,26 @@ def _brings(package: str, names: tuple[str, ...]) -> Callable[[str], Any]:
     return __getattr__
 
 
-def _asked_after_loading(unpickler: Any) -> Callable[[], Any]:
-    """The compiler's import declares classes as safe to load; so it comes before a file with others is refused."""
+def _asked_again(unpickler: Any) -> Callable[[], dict[str, Any]]:
+    """What may be loaded by ``torch.load``; a name that is not among it is looked for again with the compiler loaded.
 
-    def _get_user_allowed_globals() -> Any:
-        importlib.import_module(_DYNAMO)
-        return unpickler._get_user_allowed_globals()
+    Its import declares further classes as safe.
+    """
+    declared = unpickler._get_user_allowed_globals
+
+    class Allowed(dict[str, Any]):
+        def __contains__(self, name: object) -> bool:
+            return super().__contains__(name) or name in self._after_loading()
+
+        def __missing__(self, name: str) -> Any:
+            return self._after_loading()[name]
+
+        def _after_loading(self) -> dict[str, Any]:
+            importlib.import_module(_DYNAMO)
+            later: dict[str, Any] = declared()
+            return later
+
+    def _get_user_allowed_globals() -> dict[str, Any]:
+        return Allowed(declared())
 
     return _get_user_allowed_globals
