@@ -17,11 +17,11 @@ import torch
 from safetensors import safe_open
 
 from fabric_core import CheckpointError, Fabric, UnsafeCheckpointError
+from fabric_core.beside import temporary_for
 from fabric_core.parts.torch_file import TorchFile
 from fabric_core.sharded import safetensors, writing
 from fabric_core.sharded.boxes import Box, boxes_of_row, tile, whole_box
 from fabric_core.sharded.dtypes import DTYPES
-from fabric_core.sharded.folders import temporary_for
 from fabric_core.sharded.manifest import as_text
 from fabric_core.sharded.reading import ShardedFolder, plain, read_checkpoint
 from fabric_core.sharded.shares import Share

@@ -32,8 +32,9 @@ import torch
 from torch import nn
 
 from fabric_core import CheckpointError, UnsafeCheckpointError
+from fabric_core.beside import ABANDONED
 from fabric_core.parts import torch_file
-from fabric_core.parts.torch_file import ABANDONED, TorchFile
+from fabric_core.parts.torch_file import TorchFile
 
 FILE = TorchFile()
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fabric_core.beside import remove, temporary_for
 from fabric_core.disk import flush, make_folders
 from fabric_core.errors import CheckpointError, CheckpointKeyError, listing
 from fabric_core.parts.torch_file import TorchFile
 from fabric_core.places import ALONE, place_of
 from fabric_core.sharded.boxes import Box
 from fabric_core.sharded.dtypes import NAMES
-from fabric_core.sharded.folders import check_replaceable, remove, temporary_for
+from fabric_core.sharded.folders import check_replaceable
 from fabric_core.sharded.reading import StoredTensor, plain, read_checkpoint
 from fabric_core.sharded.safetensors import write_safetensors
 from fabric_core.sharded.shares import Share

@@ -15,7 +15,7 @@ from fabric_core import __version__
 from fabric_core.errors import CheckpointError
 from fabric_core.plan import Plan
 
-__all__ = ["MANIFEST", "add_to_archive", "check_format", "described", "origin_of", "parsed", "read_manifest"]
+__all__ = ["MANIFEST", "check_format", "described", "origin_of", "parsed", "read_manifest"]
 
 MANIFEST = "fabric.json"
 """The name of the record, and of the file in a folder."""
@@ -53,13 +53,6 @@ def described(kind: str, version: int, origin: Mapping[str, Any]) -> dict[str, A
 
     versions = {"fabric-core": __version__, "torch": str(torch.__version__), **origin.get("versions", {})}
     return {"format": kind, "version": version, **origin, "versions": dict(sorted(versions.items()))}
-
-
-def add_to_archive(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Append a manifest to a file of ``torch.save``. What is in it already stays where it is."""
-    with zipfile.ZipFile(path, "a") as archive:
-        root = archive.namelist()[0].partition("/")[0]
-        archive.writestr(f"{root}/{MANIFEST}", json.dumps(manifest, indent=1))
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

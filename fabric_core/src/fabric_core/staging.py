@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fabric_core.memory import in_large_pages
+
 _CLONES = (torch.Tensor.clone, torch.clone)
 
 
@@ -55,7 +57,7 @@ class Staging:
     def buffer(self, size: int, pinned: bool) -> Tensor:
         """Memory for so many bytes, which nobody uses."""
         free = self._free.get((size, pinned))
-        buffer = free.pop() if free else torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        buffer = free.pop() if free else _memory(size, pinned)
         self._used.setdefault((size, pinned), []).append(buffer)
         return buffer
 
@@ -125,6 +127,11 @@ class _Copying(TorchFunctionMode):
             self.devices |= {device} if on_device else set()
             self._copied[key] = source, buffer  # the source is kept, so that no other memory gets its address
         return self._copied[key][1]
+
+
+def _memory(size: int, pinned: bool) -> Tensor:
+    memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    return memory if pinned else in_large_pages(memory)
 
 
 def _has_plain_memory(tensor: Tensor) -> bool:

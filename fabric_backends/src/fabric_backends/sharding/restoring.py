@@ -11,28 +11,30 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fabric_backends.sharding.tensors import box_of, is_sharded, local_part
+from fabric_core.memory import in_large_pages
 from fabric_core.sharded.boxes import Box, whole_box
-from fabric_core.sharded.reading import StoredTensor
+from fabric_core.sharded.reading import Begin, StoredTensor, reading
 
 
-def fitting(value: Any, like: Any, in_place: bool = False) -> Any:
-    """A saved value in the form of what it is for.
+def fitting(value: Any, like: Any, begin: Begin, in_place: bool = False) -> Any:
+    """A saved value in the form of what it is for; it may be there later only.
 
     Args:
         value: A tensor, one that lies in a folder, or anything else, which is left as it is.
         like: A tensor. When it is sharded and of the same shape, only the part of this rank is read.
+        begin: What reads it (`fabric_core.sharded.reading.reading`).
         in_place: Read into ``like`` itself, if it can be, and return it.
     """
     fits = is_sharded(like) and value.shape == like.shape if _is_tensor(value) else False
     if not fits:
-        return value.read() if isinstance(value, StoredTensor) else value
+        return value.read(begin) if isinstance(value, StoredTensor) else value
     if is_sharded(value):
         return value
     in_place = in_place and like.dtype == value.dtype
     part = like if in_place else torch.empty_like(like, dtype=value.dtype, requires_grad=False)
-    target = local_part(part)
+    target = local_part(part) if in_place else in_large_pages(local_part(part))
     if target.numel():
-        _read_into(target, value, box_of(like))
+        begin(_read_into, target, value, box_of(like))
     return part
 
 
@@ -47,12 +49,13 @@ def module_state_for(module: nn.Module, state: Mapping[str, Any]) -> Mapping[str
         getattr(own[name], "shape", None) == value.shape for name, value in state.items() if _is_tensor(value)
     )
     result = copy.copy(state)
-    for name, value in state.items():
-        like = own.get(name)
-        if isinstance(value, StoredTensor) and (like is None or like.shape != value.shape):
-            result[name] = torch.empty(value.shape, dtype=value.dtype, device="meta")  # type: ignore[index]
-        else:
-            result[name] = fitting(value, like, in_place=fits)  # type: ignore[index]
+    with reading() as begin:
+        for name, value in state.items():
+            like = own.get(name)
+            if isinstance(value, StoredTensor) and (like is None or like.shape != value.shape):
+                result[name] = torch.empty(value.shape, dtype=value.dtype, device="meta")  # type: ignore[index]
+            else:
+                result[name] = fitting(value, like, begin, in_place=fits)  # type: ignore[index]
     return result
 
 
@@ -61,12 +64,13 @@ def optimizer_state_for(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     belongs = dict(zip(numbers, parameters, strict=False))  # the optimizer itself complains of other lengths
-    entries = {
-        number: {name: fitting(value, belongs.get(number)) for name, value in entry.items()}
-        if isinstance(entry, Mapping)
-        else entry
-        for number, entry in state["state"].items()
-    }
+    with reading() as begin:
+        entries = {
+            number: {name: fitting(value, belongs.get(number), begin) for name, value in entry.items()}
+            if isinstance(entry, Mapping)
+            else entry
+            for number, entry in state["state"].items()
+        }
     return {**state, "state": entries}
 
 

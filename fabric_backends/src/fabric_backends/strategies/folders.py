@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.serialization import config as serialization
 
 from fabric_backends.strategies.parallel import ParallelStrategy
+from fabric_core.beside import remove, remove_abandoned, temporary_for
 from fabric_core.disk import make_folders
 from fabric_core.errors import OptionsError, did_you_mean
-from fabric_core.sharded.folders import check_replaceable, remove, remove_abandoned, temporary_for
+from fabric_core.sharded.folders import check_replaceable
 from fabric_core.sharded.trees import mapped
 from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
 

@@ -6,15 +6,14 @@ import argparse
 import contextlib
 import datetime
 import decimal
-import glob
 import io
+import json
 import os
 import pathlib
 import pickle
 import re
 import secrets
 import threading
-import time
 import types
 import uuid
 import warnings
@@ -25,11 +24,12 @@ from typing import Any
 
 import torch
 
+from fabric_core.beside import remove_abandoned, temporary_for
 from fabric_core.contracts.checkpoint_io import CheckpointIO
 from fabric_core.disk import flush, make_folders
 from fabric_core.errors import CheckpointError, UnsafeCheckpointError
 from fabric_core.hooks import TORCH_FILE
-from fabric_core.manifest import add_to_archive, check_format, described, read_manifest
+from fabric_core.manifest import MANIFEST, check_format, described, read_manifest
 from fabric_core.parts import archive, numpy_pickle
 from fabric_core.parts.bare_pickle import globals_of, harmful_call, may_harm
 from fabric_core.parts.stand_ins import RangeStandIn, no_bytes, resolved
@@ -54,9 +54,6 @@ STAND_INS: dict[str, Any] = {"builtins.range": RangeStandIn, "builtins.bytes": n
 REFUSALS = ("not an allowed global", "is blocked", "allowlisted", "unrecognized function", "must be imported")
 """By these words PyTorch says that it will not bring something back; anything else that it says is about damage."""
 
-ABANDONED = 3600.0
-"""Seconds after which a temporary file to which nobody writes any more is taken for what a crash has left."""
-
 
 class TorchFile(CheckpointIO):
     """One file that plain ``torch.load`` reads too."""
@@ -69,12 +66,11 @@ class TorchFile(CheckpointIO):
             if path.exists() and not path.is_file():
                 raise OSError(f"{_what_is_there(path)}. Name a file")
             make_folders(path.parent)
-            _remove_abandoned(path)
-            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            remove_abandoned(path)
+            temporary = temporary_for(path, secrets.token_hex(4))
             try:
-                with temporary.open("wb") as file:  # PyTorch's own would not say why a disk takes no more
-                    torch.save(checkpoint, file)
-                add_to_archive(temporary, described(FORMAT, VERSION, self.origin))
+                manifest = json.dumps(described(FORMAT, VERSION, self.origin), indent=1)
+                archive.write(temporary, checkpoint, MANIFEST, manifest)
                 _warn_of_refusal(path, temporary)
                 flush(temporary)
                 os.replace(temporary, path)
@@ -94,11 +90,11 @@ class TorchFile(CheckpointIO):
         if manifest is not None:
             check_format(manifest, path, FORMAT, VERSION)
         try:
-            archive.check(path)
-            _check_calls(path, weights_only)
-            with _allowances(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
-                loaded = torch.load(path, map_location="cpu", weights_only=weights_only)
+            with archive.checked(path) as file:
+                _check_calls(path, weights_only)
+                with _allowances(), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
+                    loaded = torch.load(file, map_location="cpu", weights_only=weights_only)
             checkpoint: dict[str, Any] = resolved(loaded) if weights_only else loaded
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from error
@@ -124,14 +120,6 @@ def _warn_of_refusal(path: Path, written: Path) -> None:
             UserWarning,
             stacklevel=2,
         )
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Delete what processes that were killed while they wrote to ``path`` have left."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):  # whoever wrote it has just finished, or is another user
-            if time.time() - temporary.stat().st_mtime > ABANDONED:
-                temporary.unlink()
 
 
 def _check_calls(path: Path, weights_only: bool) -> None:

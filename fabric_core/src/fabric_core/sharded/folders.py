@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
-import shutil
-import time
 from pathlib import Path
 
+from fabric_core.beside import left_beside, remove
 from fabric_core.disk import flush
 from fabric_core.errors import CheckpointError
 from fabric_core.manifest import MANIFEST
 
 _log = logging.getLogger("fabric_core")
 
-__all__ = ["check_replaceable", "find", "remove", "remove_abandoned", "temporary_for"]
-
-ABANDONED = 3600.0
-"""Seconds after which a folder that nobody finishes is taken for what a crash has left."""
+__all__ = ["check_replaceable", "find", "publish"]
 
 
 def find(path: Path) -> Path | None:
@@ -30,18 +24,13 @@ def find(path: Path) -> Path | None:
         return path
     if path.exists():
         return None
-    finished = [folder for folder in _siblings(path) if (folder / MANIFEST).is_file()]
+    finished = [folder for folder in left_beside(path) if (folder / MANIFEST).is_file()]
     found = max(finished, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns, default=None)
     if found is not None:
         _log.warning(
             "%s is not there: taken is %s, which a save that was killed has left whole.", path, found
         )
     return found
-
-
-def temporary_for(path: Path, token: str) -> Path:
-    """Where a checkpoint is written to before it is finished: beside its place."""
-    return path.with_name(f".{path.name}.{token}.tmp")
 
 
 def check_replaceable(path: Path) -> None:
@@ -78,29 +67,3 @@ def publish(folder: Path, path: Path) -> None:
         raise
     flush(path.parent)
     remove(aside)
-
-
-def remove(path: Path) -> None:
-    """Delete a folder, a file or a link, if it is there and can be."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def remove_abandoned(path: Path) -> None:
-    """Delete what processes that were killed while they wrote to ``path`` have left."""
-    if not path.exists():  # one of them may be what is left of it
-        return
-    for folder in _siblings(path):
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > ABANDONED:
-                remove(folder)
-
-
-def _siblings(path: Path) -> list[Path]:
-    if not path.parent.is_dir():
-        return []
-    names = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]+\.(tmp|old)")  # and not those of "NAME.1"
-    return [entry for entry in path.parent.iterdir() if names.fullmatch(entry.name)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fabric_core.checked import crc32
 from fabric_core.errors import CheckpointError
 from fabric_core.manifest import MANIFEST, check_format, parsed
 from fabric_core.sharded.boxes import Box, tile
@@ -192,7 +192,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _sum(content: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    return crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _unfinished(folder: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fabric_core.errors import CheckpointError
+from fabric_core.memory import in_large_pages
 from fabric_core.sharded.boxes import Box, boxes_of_row, whole_box
 from fabric_core.sharded.folders import find
 from fabric_core.sharded.manifest import VALUES, Chunk, Entry, Manifest
@@ -18,11 +21,19 @@ from fabric_core.sharded.safetensors import SafetensorsFile, open_regular
 from fabric_core.sharded.trees import mapped, named
 from fabric_core.sharded.writing import sum_of
 
-__all__ = ["ShardedFolder", "StoredTensor", "plain", "read_checkpoint", "verify"]
+__all__ = ["Begin", "ShardedFolder", "StoredTensor", "plain", "read_checkpoint", "reading", "verify"]
 
-
+READERS = 2
+"""Threads that read at once. Each may need memory for a chunk."""
 Targets = Sequence[tuple[Box, Tensor]]
 """Parts of a tensor, and where each is to go."""
+
+Begin = Callable[..., None]
+"""Calls a function that reads with its arguments, now or later."""
+
+
+def _at_once(read: Callable[..., None], *arguments: Any) -> None:
+    read(*arguments)
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,14 @@ class StoredTensor:
     shape: torch.Size
     dtype: torch.dtype
 
-    def read(self) -> Tensor:
-        """All of it, on the CPU."""
-        tensor = torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        self.read_into([(whole_box(self.shape), tensor)])
+    def read(self, begin: Begin = _at_once) -> Tensor:
+        """All of it, on the CPU.
+
+        Args:
+            begin: What `reading` yields, if it may be there later only.
+        """
+        tensor = in_large_pages(torch.empty(self.shape, dtype=self.dtype, device="cpu"))
+        begin(self.read_into, [(whole_box(self.shape), tensor)])
         return tensor
 
     def read_row(self, begin: int, length: int) -> Tensor:
@@ -209,6 +224,23 @@ def read_checkpoint(path: Path, load: Callable[[Path], Any]) -> Any:
     return WholeTensors(path).values() if path.suffix == ".safetensors" else load(path)
 
 
+@contextmanager
+def reading() -> Iterator[Begin]:
+    """Read several tensors at once.
+
+    Yields:
+        What begins to read. At the end of the block everything has been read.
+
+    Raises:
+        CheckpointError: What the first one has raised that failed.
+    """
+    begun: list[Future[None]] = []
+    with ThreadPoolExecutor(READERS, "fabric-reading") as pool:
+        yield lambda read, *arguments: begun.append(pool.submit(read, *arguments))
+        for each in begun:
+            each.result()
+
+
 def verify(path: Path, load: Callable[[Path], Any]) -> None:
     """Read all of a checkpoint, one tensor after the other, and keep nothing. Arguments and errors as above."""
     for stored in named(read_checkpoint(path, load), lambda value: isinstance(value, StoredTensor)).values():
@@ -224,4 +256,5 @@ def plain(tree: Any) -> Any:
     """The same with whole tensors, on the CPU, in the place of stored ones."""
     if not named(tree, lambda value: isinstance(value, StoredTensor)):
         return tree
-    return mapped(tree, StoredTensor.read, StoredTensor)
+    with reading() as begin:
+        return mapped(tree, lambda stored: stored.read(begin), StoredTensor)

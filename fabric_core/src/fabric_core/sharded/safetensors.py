@@ -11,9 +11,7 @@ import ctypes
 import json
 import os
 import stat
-import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +19,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from fabric_core.checked import CheckedWriter, crc32, read_into
 from fabric_core.errors import CheckpointError
+from fabric_core.memory import in_large_pages
 from fabric_core.sharded.dtypes import DTYPES, NAMES
 
 __all__ = ["SafetensorsFile", "write_safetensors"]
@@ -34,15 +34,6 @@ PYTORCH = {"format": "pt"}
 
 LARGEST_HEADER = 100_000_000
 """Bytes; as the format has it."""
-
-FLUSHED_AT_ONCE = 32 << 20
-"""Bytes; after so many, what was written is sent to the disk."""
-
-WORTH_A_THREAD = 1 << 20
-"""Bytes; of fewer, the checksum is there before a thread is."""
-
-READ_AT_ONCE = 4 << 20
-"""Bytes; while the next ones are read, the checksum of these is computed."""
 
 LARGEST_SIZE = 1 << 62
 """Elements; more are no tensor."""
@@ -99,17 +90,11 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    with path.open("wb", buffering=0) as file, _Beside(file) as beside:
-        _write_all(file, memoryview(head))
-        sums = {}
-        for name in ordered:
-            plain = _plain(name, fetch(tensors[name]))
-            checksum = beside.checksum(bytes_of(plain))
-            _write_all(file, bytes_of(plain))
-            beside.flush()
-            sums[name] = checksum.result()
-        beside.finish()
-    return Written(len(head) + end, zlib.crc32(head), sums)
+    with CheckedWriter(path) as file:
+        checksum = file.write(head)
+        sums = {name: file.write(bytes_of(_plain(name, fetch(tensors[name])))) for name in ordered}
+        file.finish()
+    return Written(len(head) + end, checksum, sums)
 
 
 class SafetensorsFile:
@@ -139,22 +124,17 @@ class SafetensorsFile:
             CheckpointError: The file has become shorter, or cannot be read.
         """
         place = self.places[name]
-        buffer, done, checksum = bytes_of(target), 0, None
-        with open_regular(self.path) as file, _Beside(file) as beside:
+        with open_regular(self.path) as file:
             file.seek(place.begin)
-            while done < place.size:
-                part = buffer[done : done + READ_AT_ONCE]
-                got = file.readinto(part)  # type: ignore[attr-defined]
-                if not got:
-                    raise CheckpointError(f"The file {str(self.path)!r} ends within the tensor {name!r}.")
-                checksum = beside.checksum(part[:got], checksum)
-                done += got
-            return checksum.result() if checksum else 0
+            got, checksum = read_into(file, bytes_of(target))
+        if got < place.size:
+            raise CheckpointError(f"The file {str(self.path)!r} ends within the tensor {name!r}.")
+        return checksum
 
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU."""
         place = self.places[name]
-        tensor = torch.empty(place.shape, dtype=place.dtype, device="cpu")
+        tensor = in_large_pages(torch.empty(place.shape, dtype=place.dtype, device="cpu"))
         self.read_into(name, tensor)
         return tensor
 
@@ -187,48 +167,6 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
 
 
-class _Beside:
-    """What threads do while this one reads or writes a file: they compute its checksums, and flush it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._flushed = 0
-        self._sums = ThreadPoolExecutor(1, "fabric-checksum")
-        self._disk = ThreadPoolExecutor(1, "fabric-flush")
-        self._flushes: list[Future[None]] = []
-
-    def __enter__(self) -> _Beside:
-        return self
-
-    def checksum(self, buffer: memoryview, before: Future[int] | None = None) -> Future[int]:
-        """Begin to compute the checksum of some bytes, which follow others; of a few, compute it at once."""
-
-        def compute() -> int:
-            return zlib.crc32(buffer, before.result() if before else 0)
-
-        if len(buffer) >= WORTH_A_THREAD:
-            return self._sums.submit(compute)
-        done: Future[int] = Future()
-        done.set_result(compute())
-        return done
-
-    def flush(self) -> None:
-        """Begin to send to the disk what was written, when there is enough of it to be worth it."""
-        if self._file.tell() - self._flushed >= FLUSHED_AT_ONCE:
-            self._flushed = self._file.tell()
-            self._flushes.append(self._disk.submit(os.fsync, self._file.fileno()))
-
-    def finish(self) -> None:
-        """Wait until all of it is on disk. The system tells of an error once, to whoever asks first."""
-        for flush in self._flushes:
-            flush.result()
-        os.fsync(self._file.fileno())
-
-    def __exit__(self, *_: object) -> None:
-        self._sums.shutdown()
-        self._disk.shutdown()
-
-
 def _check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in NAMES:
         raise CheckpointError(
@@ -251,12 +189,6 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
-def _write_all(file: BinaryIO, buffer: memoryview) -> None:
-    done = 0
-    while done < len(buffer):
-        done += file.write(buffer[done:])
-
-
 def _places(path: Path, file: BinaryIO, size: int, checksum: int | None) -> dict[str, Place]:
     try:
         head = file.read(8)
@@ -264,7 +196,7 @@ def _places(path: Path, file: BinaryIO, size: int, checksum: int | None) -> dict
         if len(head) < 8 or length > min(size - 8, LARGEST_HEADER):
             raise ValueError("its header does not fit into it")
         text = file.read(length)
-        if checksum is not None and zlib.crc32(head + text) != checksum:
+        if checksum is not None and crc32(head + text) != checksum:
             raise ValueError("the checksum of its header differs")
         return dict(_parsed(json.loads(text), 8 + length, size))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:

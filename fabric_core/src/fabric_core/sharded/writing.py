@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fabric_core import checked
 from fabric_core.errors import CheckpointError
 from fabric_core.manifest import MANIFEST, described
 from fabric_core.sharded import folders
@@ -29,7 +29,7 @@ from fabric_core.sharded.manifest import (
     chunk_as_data,
     entry_as_data,
 )
-from fabric_core.sharded.safetensors import METADATA, bytes_of, open_regular, write_safetensors
+from fabric_core.sharded.safetensors import METADATA, open_regular, write_safetensors
 from fabric_core.sharded.shares import Share
 from fabric_core.sharded.trees import mapped, named
 
@@ -171,8 +171,5 @@ def _file_entry(path: Path) -> dict[str, int]:
 
 def sum_of(path: Path) -> tuple[int, int]:
     """The size and the checksum of a file."""
-    buffer, size, checksum = torch.empty(1 << 20, dtype=torch.uint8), 0, 0
     with open_regular(path) as file:
-        while got := file.readinto(bytes_of(buffer)):  # type: ignore[attr-defined]
-            checksum, size = zlib.crc32(bytes_of(buffer)[:got], checksum), size + got
-    return size, checksum
+        return checked.sum_of(file)
