@@ -1,14 +1,14 @@
-"""How fast checkpoints in shards are written and read, beside PyTorch's own ways, on one and on two processes.
+"""How fast checkpoints are written and read, beside PyTorch's own ways: in shards, in one file, and beside a training.
 
-``python benchmarks/checkpoints.py [--mb=200] [--rounds=9] [--folder=DIR]``: a model and its Adam state under ``fsdp``.
+``python benchmarks/checkpoints.py [--mb=200] [--rounds=9] [--folder=DIR]``: a model of four layers and its Adam state.
 Each round does everything once, in turn, so that a busy machine slows all of it down alike; medians of the rounds
-count. What is loaded lies in the memory of the system. ``torch.save`` works on whole tensors, and is measured on one
-process only; it does not flush to disk by itself, as the others do, so it is measured with that, too.
+count. What is loaded lies in the memory of the system. Only what says so is flushed to disk; ours always is.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -26,8 +26,28 @@ import torch.distributed.checkpoint as dcp
 from fabric_core import Fabric
 from fabric_core.sharded.trees import mapped
 
-Ways = dict[str, tuple[Callable[[], Any], Callable[[], Any]]]
+Action = Callable[[], Any]
+Ways = dict[str, tuple[Action, Action]]
 """How each way saves, and how it loads into what is there."""
+
+FABRIC = "fabric"
+
+
+# -- what is saved ------------------------------------------------------------------------------------------------
+
+
+def model_of(megabytes: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Four layers which are so large, together with two moments of each weight, and an optimizer without them."""
+    width = int((megabytes * 1e6 / 3 / 4 / 4) ** 0.5)
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(4)))
+    return model, torch.optim.Adam(model.parameters())
+
+
+def step(model: Any, optimizer: Any) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def flushed(path: Path) -> None:
@@ -36,7 +56,20 @@ def flushed(path: Path) -> None:
     os.close(descriptor)
 
 
-def timed(fabric: Fabric, action: Callable[[], Any]) -> float:
+def in_turn(*actions: Action) -> None:
+    for action in actions:
+        action()
+
+
+def emptied(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+# -- in shards ----------------------------------------------------------------------------------------------------
+
+
+def timed(fabric: Fabric, action: Action) -> float:
     """Seconds until the slowest rank is done."""
     fabric.barrier()
     begun = time.perf_counter()
@@ -45,23 +78,22 @@ def timed(fabric: Fabric, action: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def ways(fabric: Fabric, state: dict[str, Any], width: int, folder: Path) -> Ways:
-    model, optimizer = state["model"], state["optimizer"]
+def ways(fabric: Fabric, state: dict[str, Any], megabytes: int, folder: Path) -> Ways:
+    model, optimizer, distributed = state["model"], state["optimizer"], cast("Any", dcp)
     tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
     found: Ways = {
-        "fabric": (
+        FABRIC: (
             lambda: fabric.save(folder / "fabric", state),
             lambda: fabric.load(folder / "fabric", dict(state)),
         ),
         "torch.distributed.checkpoint": (
-            lambda: dcp.save(tensors, checkpoint_id=folder / "dcp"),
-            lambda: dcp.load(tensors, checkpoint_id=folder / "dcp"),
+            lambda: distributed.save(tensors, checkpoint_id=folder / "dcp"),
+            lambda: distributed.load(tensors, checkpoint_id=folder / "dcp"),
         ),
     }
     if fabric.world_size == 1:
         whole = mapped(tensors, lambda tensor: getattr(tensor, "full_tensor", lambda: tensor)(), torch.Tensor)
-        plain = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(4)))
-        adam = torch.optim.Adam(plain.parameters())
+        plain, adam = model_of(megabytes)
         groups = adam.state_dict()["param_groups"]
 
         def load() -> None:
@@ -72,24 +104,14 @@ def ways(fabric: Fabric, state: dict[str, Any], width: int, folder: Path) -> Way
         def save() -> None:
             torch.save(whole, folder / "torch")
 
-        found["torch.save, flushed"] = (lambda: (save(), flushed(folder / "torch")), load)
+        found["torch.save, flushed"] = (lambda: in_turn(save, lambda: flushed(folder / "torch")), load)
         found["torch.save"] = (save, load)
     return found
 
 
-def measure(megabytes: int, rounds: int, folder: Path) -> None:
-    fabric = Fabric(accelerator="cpu", strategy="fsdp")
-    width = int((megabytes * 1e6 / 3 / 4 / 4) ** 0.5)  # four layers, and two moments of each weight
-    model = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(4)))
-    model, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters()))
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-    state = {"model": model, "optimizer": optimizer}
-    size = 3 * 4 * width * width * 4 / 1e6
+def in_shards(fabric: Fabric, state: dict[str, Any], megabytes: int, rounds: int, folder: Path) -> None:
     times: dict[tuple[str, str], list[float]] = {}
-    found = ways(fabric, state, width, folder)
+    found = ways(fabric, state, megabytes, folder)
     for round_ in range(rounds + 1):
         for name, (save, load) in found.items():
             for what, action in (("save", save), ("load", load)):
@@ -97,17 +119,146 @@ def measure(megabytes: int, rounds: int, folder: Path) -> None:
                 if round_:  # the first one warms up
                     times.setdefault((name, what), []).append(seconds)
             if fabric.is_global_zero:
-                for entry in folder.iterdir():
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                emptied(folder)
             fabric.barrier()
     for what in ("save", "load"):
-        ours = times["fabric", what]
         for name in found:
             theirs = times[name, what]
-            speed = size / statistics.median(theirs)
-            ratio = statistics.median(other / own for own, other in zip(ours, theirs, strict=True))
-            fabric.print(f"| {fabric.world_size} | {what} | {name} | {speed:.0f} | {ratio:.2f} |")
+            speed = megabytes / statistics.median(theirs)
+            fabric.print(
+                f"| {fabric.world_size} | {what} | {name} | {speed:.0f} | {ratio(theirs, times[FABRIC, what])} |"
+            )
+
+
+def ratio(theirs: list[float], ours: list[float]) -> str:
+    """How many times as long something takes as something else: the median of pairs of one round."""
+    return f"{statistics.median(other / own for other, own in zip(theirs, ours, strict=True)):.2f}"
+
+
+# -- beside a training --------------------------------------------------------------------------------------------
+
+
+def beside(fabric: Fabric, state: dict[str, Any], rounds: int, folder: Path) -> None:
+    """How long the loop waits for a save, and how much processor time the loop's own thread spends in it."""
+    found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for round_ in range(rounds + 1):
+        for wait in (True, False):
+            fabric.barrier()
+            begun, worked = time.perf_counter(), time.thread_time()
+            fabric.save(folder / "beside", state, wait=wait)
+            spent = time.perf_counter() - begun, time.thread_time() - worked
+            fabric.wait_for_save()
+            if round_:
+                found[wait].append(spent)
+    (waited, busy), (blocked, copying) = (map(list, zip(*found[wait], strict=True)) for wait in (True, False))
+    share = statistics.median(short / long for short, long in zip(blocked, waited, strict=True))
+    numbers = (1000 * statistics.median(each) for each in (waited, blocked, busy, copying))
+    whole, short, work, copy = (f"{number:.0f}" for number in numbers)
+    name = fabric.plan.strategy.name
+    fabric.print(f"| {name} | {fabric.world_size} | {whole} | {short} | {share:.1%} | {work} | {copy} |")
+
+
+def on_ranks(section: str, megabytes: int, rounds: int, folder: Path) -> None:
+    fabric = Fabric()
+    model, optimizer = fabric.setup(*model_of(megabytes))
+    step(model, optimizer)
+    state = {"model": model, "optimizer": optimizer}
+    if section == "shards":
+        in_shards(fabric, state, megabytes, rounds, folder)
+    else:
+        beside(fabric, state, rounds, folder)
     fabric.close()
+
+
+# -- in one file --------------------------------------------------------------------------------------------------
+
+
+def in_a_fork(action: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """Do something in a process whose memory is as it is here, so that what it allocates is new; what it returns."""
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(sender, json.dumps(action()).encode())
+        os._exit(0)
+    os.close(sender)
+    with open(receiver, "rb") as answers:
+        answer = answers.read()
+    os.waitpid(child, 0)
+    found: dict[str, float] = json.loads(answer)
+    return found
+
+
+def memory(what: str) -> float:
+    """Megabytes: ``VmRSS``, what this process has in memory; ``VmHWM``, the most that it ever had."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.split(f"{what}:")[1].split()[0]) / 1e3
+
+
+def spent(action: Action, afterwards: Callable[[Any], object] = lambda _: None) -> dict[str, float]:
+    """Seconds and megabytes of something, and of what is done with its result."""
+    before, begun = memory("VmRSS"), time.perf_counter()
+    result = action()
+    done, most = time.perf_counter(), memory("VmHWM")
+    afterwards(result)
+    return {"seconds": done - begun, "megabytes": most - before, "in all": time.perf_counter() - begun}
+
+
+def first_write(loaded: Any) -> None:
+    mapped(loaded, lambda tensor: tensor.add_(1), torch.Tensor)
+
+
+def in_one_file(megabytes: int, rounds: int, folder: Path) -> None:
+    torch.set_num_threads(1)  # a process with more of them cannot be forked
+    fabric = Fabric()
+    model, optimizer = fabric.setup(*model_of(megabytes))
+    step(model, optimizer)
+    own, path, new = {"model": model, "optimizer": optimizer}, folder / "one", folder / "new"
+    state = {name: part.state_dict() for name, part in own.items()}
+
+    def restored(load: Callable[[Any, Any], object]) -> dict[str, float]:
+        fresh = model_of(megabytes)
+        return spent(lambda: load(*fresh))
+
+    def plainly(fresh: Any, adam: Any) -> None:
+        loaded = torch.load(path, weights_only=True)
+        fresh.load_state_dict(loaded["model"])
+        adam.load_state_dict(loaded["optimizer"])
+
+    def by_fabric(fresh: Any, adam: Any) -> None:
+        fabric.load(path, dict(zip(own, fabric.setup(fresh, adam), strict=True)))
+
+    cases: dict[tuple[str, str], Callable[[], Mapping[str, float]]] = {
+        ("save", "torch.save"): lambda: spent(lambda: torch.save(state, new)),
+        ("save", "torch.save, flushed"): lambda: spent(
+            lambda: in_turn(lambda: torch.save(state, new), lambda: flushed(new))
+        ),
+        ("save", FABRIC): lambda: spent(lambda: fabric.save(new, own)),
+        ("load, and write to all of it", "torch.load"): lambda: spent(
+            lambda: torch.load(path, weights_only=True), first_write
+        ),
+        ("load, and write to all of it", "torch.load, mapped"): lambda: spent(
+            lambda: torch.load(path, weights_only=True, mmap=True), first_write
+        ),
+        ("load, and write to all of it", FABRIC): lambda: spent(lambda: fabric.load(path), first_write),
+        ("load into a new model and optimizer", "torch.load"): lambda: restored(plainly),
+        ("load into a new model and optimizer", FABRIC): lambda: restored(by_fabric),
+    }
+    found: dict[tuple[str, str], list[dict[str, float]]] = {case: [] for case in cases}
+    in_a_fork(lambda: spent(lambda: fabric.save(path, own)))
+    for _ in range(rounds):
+        for case, action in cases.items():
+            os.sync()
+            found[case].append(in_a_fork(action))
+    for (what, name), each in found.items():
+        seconds, ours = ([one["in all"] for one in found[what, way]] for way in (name, FABRIC))
+        grown = statistics.median(one["megabytes"] for one in each)
+        middle = statistics.median(seconds)
+        numbers = f"{1000 * middle:.0f} | {megabytes / middle:.0f} | {ratio(seconds, ours)} | {grown:.0f}"
+        print(f"| {what} | {name} | {numbers} |", flush=True)
+    fabric.close()
+
+
+# -- everything ---------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -117,17 +268,51 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=200, help="how large the state is")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: a temporary one)")
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--section", help=argparse.SUPPRESS)
     told = parser.parse_args()
-    if told.rank:
-        measure(told.mb, told.rounds, told.folder)
+    if told.section == "file":
+        in_one_file(told.mb, told.rounds, told.folder)
         return
-    print("| processes | | way | MB/s | fabric is faster by |\n|---|---|---|---|---|", flush=True)
-    for processes in (1, 2):
+    if told.section:
+        on_ranks(told.section, told.mb, told.rounds, told.folder)
+        return
+
+    def run(section: str, strategy: str, processes: int = 1) -> None:
         with tempfile.TemporaryDirectory(dir=told.folder) as folder:
-            run = [sys.executable, "-m", "fabric_core", "run", f"--devices={processes}", "--accelerator=cpu"]
-            own = [__file__, "--rank", f"--mb={told.mb}", f"--rounds={told.rounds}", f"--folder={folder}"]
-            subprocess.run([*run, *own], check=True)
+            launch = [
+                "-m",
+                "fabric_core",
+                "run",
+                "--accelerator=cpu",
+                f"--devices={processes}",
+                f"--strategy={strategy}",
+            ]
+            own = [
+                __file__,
+                f"--section={section}",
+                f"--mb={told.mb}",
+                f"--rounds={told.rounds}",
+                f"--folder={folder}",
+            ]
+            subprocess.run([sys.executable, *launch, *own], check=True)
+
+    print(
+        "In shards (fsdp):\n\n| processes | | way | MB/s | times fabric's |\n|---|---|---|---|---|",
+        flush=True,
+    )
+    for processes in (1, 2):
+        run("shards", "fsdp", processes)
+    print("\nIn one file, each time in a new process:\n", flush=True)
+    print(
+        "| | way | ms | MB/s | times fabric's | memory grows by, MB |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    run("file", "single_device")
+    print("\nBeside a training:\n", flush=True)
+    print("| strategy | processes | save, ms | wait=False, ms | of it | CPU ms of the loop | of them |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for strategy, processes in (("single_device", 1), ("fsdp", 1), ("fsdp", 2)):
+        run("beside", strategy, processes)
 
 
 if __name__ == "__main__":
