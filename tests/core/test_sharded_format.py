@@ -22,7 +22,7 @@ from fabric_core.parts.torch_file import TorchFile
 from fabric_core.sharded import safetensors, writing
 from fabric_core.sharded.boxes import Box, boxes_of_row, tile, whole_box
 from fabric_core.sharded.dtypes import DTYPES
-from fabric_core.sharded.manifest import as_text
+from fabric_core.sharded.manifest import Chunk, Entry, as_text
 from fabric_core.sharded.reading import ShardedFolder, plain, read_checkpoint
 from fabric_core.sharded.shares import Share
 from fabric_core.sharded.writing import VALUES, finish, sum_of, without_shares, write_part
@@ -128,6 +128,29 @@ def test_boxes_cover_a_tensor_exactly_when_each_element_is_in_one(seed: int) -> 
         for box in boxes:
             counts[box.within(whole_box(shape))] += 1
         assert tile(shape, boxes) == bool((counts == 1).all())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_none_of_the_chunks_that_a_box_needs_is_overlooked(seed: int) -> None:
+    draw = random.Random(seed)
+    shape = [draw.randint(1, 6) for _ in range(draw.randint(0, 3))]
+    boxes = [whole_box(shape)]
+    for _ in range(draw.randint(0, 4)):
+        boxes = [piece for box in boxes for piece in box.pieces(max(1, box.numel // draw.randint(1, 3)))]
+    draw.shuffle(boxes)
+    entry = Entry(torch.uint8, torch.Size(shape), tuple(Chunk(box, "file", str(box), 0) for box in boxes))
+    for _ in range(20):
+        begin = [draw.randrange(size) for size in shape]
+        wanted = Box(
+            tuple(begin), tuple(draw.randint(1, size - at) for size, at in zip(shape, begin, strict=True))
+        )
+        assert {each.box for each in entry.near(wanted)} >= {box for box in boxes if box.overlap(wanted)}
+
+
+def test_a_rank_looks_at_its_own_chunks_and_not_at_those_of_all_ranks() -> None:
+    rows = [Chunk(Box((row, 0), (1, 8)), "file", str(row), 0) for row in range(1000)]
+    entry = Entry(torch.uint8, torch.Size((1000, 8)), tuple(rows))
+    assert entry.near(Box((500, 0), (2, 8))) == rows[500:502]
 
 
 # -- writing and reading ---------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ TOOLS = (
     "pytest-timeout",
     "rich",
     "tomli; python_version < '3.11'",
+    "zlib-ng",
 )
 DISTRIBUTIONS = ("fabric_core", "fabric_backends", "fabric_xla")
 SITE_PACKAGES = "import sysconfig; print(sysconfig.get_path('platlib'))"

@@ -6,7 +6,9 @@ read; so it costs next to nothing where the bytes are in the cache anyway, and n
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -25,9 +27,7 @@ FLUSHED_AT_ONCE = 32 << 20
 
 def crc32(data: bytes | memoryview, before: int = 0) -> int:
     """The checksum of some bytes, which follow others whose checksum is ``before``."""
-    from zlib_ng.zlib_ng import crc32 as fast
-
-    return fast(data, before)
+    return _fastest()(data, before)
 
 
 def read_into(file: BinaryIO, buffer: memoryview, before: int = 0) -> tuple[int, int]:
@@ -59,6 +59,15 @@ def sum_of(file: BinaryIO, size: int | None = None) -> tuple[int, int]:
         if got < len(wanted):
             break
     return done, checksum
+
+
+@functools.cache
+def _fastest() -> Callable[[bytes | memoryview, int], int]:
+    try:
+        from zlib_ng.zlib_ng import crc32 as fast
+    except ImportError:  # it is built for the most common processors only
+        from zlib import crc32 as fast
+    return fast
 
 
 class CheckedWriter:

@@ -94,19 +94,31 @@ def tile(shape: Sequence[int], boxes: Iterable[Box]) -> bool:
     known = list(boxes)
     if not math.prod(shape):
         return not known
-    cut = [
-        dim
+    sides = [
+        {(box.offsets[dim], box.lengths[dim]) for box in known} - {(0, size)}
         for dim, size in enumerate(shape)
-        if any(box.offsets[dim] != 0 or box.lengths[dim] != size for box in known)
     ]
+    cut = [dim for dim, parts in enumerate(sides) if parts]
     if len(cut) > MOST_CUTS or not known:
         return False
+    if len(cut) == 1:  # as most tensors are: one part after the other
+        return _follow(((box.offsets[cut[0]], box.lengths[cut[0]]) for box in known), shape[cut[0]])
     corners: Counter[tuple[int, ...]] = Counter()
     for box, sign in (*((box, 1) for box in known), (whole_box(shape), -1)):
-        sides = [((box.offsets[dim], 1), (box.offsets[dim] + box.lengths[dim], -1)) for dim in cut]
-        for corner in product(*sides):
+        ends = [((box.offsets[dim], 1), (box.offsets[dim] + box.lengths[dim], -1)) for dim in cut]
+        for corner in product(*ends):
             corners[tuple(place for place, _ in corner)] += sign * math.prod(turn for _, turn in corner)
     return not any(corners.values())
+
+
+def _follow(parts: Iterable[tuple[int, int]], size: int) -> bool:
+    """Whether parts of a line, as offsets and lengths, make the whole one after the other."""
+    end = 0
+    for begin, length in sorted(parts):
+        if begin != end:
+            return False
+        end += length
+    return end == size
 
 
 def _row(shape: tuple[int, ...], begin: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,24 @@ class Entry:
     dtype: torch.dtype
     shape: torch.Size
     chunks: tuple[Chunk, ...]
+
+    def near(self, box: Box) -> Sequence[Chunk]:
+        """The chunks that may have something in common with a box; one of many is found without looking at all."""
+        if not box.offsets:
+            return self.chunks
+        dim, begins, longest, chunks = self._in_order
+        first = bisect_right(begins, box.offsets[dim] - longest)
+        return chunks[first : bisect_left(begins, box.offsets[dim] + box.lengths[dim])]
+
+    @cached_property
+    def _in_order(self) -> tuple[int, list[int], int, list[Chunk]]:
+        """In which dimension there are most parts, where they begin in it, the longest one, and the chunks likewise."""
+        dim = max(
+            range(len(self.shape)), key=lambda dim: len({chunk.box.offsets[dim] for chunk in self.chunks})
+        )
+        chunks = sorted(self.chunks, key=lambda chunk: chunk.box.offsets[dim])
+        longest = max((chunk.box.lengths[dim] for chunk in chunks), default=0)
+        return dim, [chunk.box.offsets[dim] for chunk in chunks], longest, chunks
 
 
 @dataclass(frozen=True)

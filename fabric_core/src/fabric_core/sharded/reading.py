@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -124,11 +125,14 @@ class ShardedFolder:
             CheckpointError: A checksum differs, or a file is not what it was.
         """
         entry = self.manifest.tensors[name]
-        for chunk in entry.chunks:
-            commons = [(chunk.box.overlap(box), box, target) for box, target in targets]
-            wanted = [(box, target[box.within(outer)]) for box, outer, target in commons if box is not None]
-            if wanted:
-                self._read_chunk(name, entry, chunk, wanted)
+        wanted: dict[Chunk, list[tuple[Box, Tensor]]] = defaultdict(list)
+        for outer, target in targets:
+            for chunk in entry.near(outer):
+                box = chunk.box.overlap(outer)
+                if box is not None:
+                    wanted[chunk].append((box, target[box.within(outer)]))
+        for chunk, parts in wanted.items():
+            self._read_chunk(name, entry, chunk, parts)
 
     def _read_chunk(self, name: str, entry: Entry, chunk: Chunk, wanted: Targets) -> None:
         """Read what of a chunk is wanted: straight into its place where that is all of it, in one row of memory."""
