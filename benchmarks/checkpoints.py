@@ -196,11 +196,12 @@ def memory(what: str) -> float:
 
 def spent(action: Action, afterwards: Callable[[Any], object] = lambda _: None) -> dict[str, float]:
     """Seconds and megabytes of something, and of what is done with its result."""
-    before, begun = memory("VmRSS"), time.perf_counter()
+    before, begun, worked = memory("VmRSS"), time.perf_counter(), time.process_time()
     result = action()
-    done, most = time.perf_counter(), memory("VmHWM")
+    most = memory("VmHWM")
     afterwards(result)
-    return {"seconds": done - begun, "megabytes": most - before, "in all": time.perf_counter() - begun}
+    seconds, busy = time.perf_counter() - begun, time.process_time() - worked
+    return {"seconds": seconds, "busy": busy, "megabytes": most - before}
 
 
 def first_write(loaded: Any) -> None:
@@ -250,10 +251,12 @@ def in_one_file(megabytes: int, rounds: int, folder: Path) -> None:
             os.sync()
             found[case].append(in_a_fork(action))
     for (what, name), each in found.items():
-        seconds, ours = ([one["in all"] for one in found[what, way]] for way in (name, FABRIC))
-        grown = statistics.median(one["megabytes"] for one in each)
-        middle = statistics.median(seconds)
-        numbers = f"{1000 * middle:.0f} | {megabytes / middle:.0f} | {ratio(seconds, ours)} | {grown:.0f}"
+        seconds, ours = ([one["seconds"] for one in found[what, way]] for way in (name, FABRIC))
+        middle, busy, grown = (
+            statistics.median(one[key] for one in each) for key in ("seconds", "busy", "megabytes")
+        )
+        times = f"{1000 * middle:.0f} | {1000 * busy:.0f} | {megabytes / middle:.0f}"
+        numbers = f"{times} | {ratio(seconds, ours)} | {grown:.0f}"
         print(f"| {what} | {name} | {numbers} |", flush=True)
     fabric.close()
 
@@ -304,7 +307,7 @@ def main() -> None:
         run("shards", "fsdp", processes)
     print("\nIn one file, each time in a new process:\n", flush=True)
     print(
-        "| | way | ms | MB/s | times fabric's | memory grows by, MB |\n|---|---|---|---|---|---|",
+        "| | way | ms | CPU ms | MB/s | times fabric's | memory grows by, MB |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
     run("file", "single_device")
