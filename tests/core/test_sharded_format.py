@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from fabric_core import CheckpointError, Fabric, UnsafeCheckpointError
 from fabric_core.beside import temporary_for
@@ -174,6 +175,18 @@ def test_strategies_without_shards_of_their_own_load_a_folder(original: Path) ->
         assert loaded["step"] == 7
         assert same(rest["others"], state()["others"])
         assert same(fabric.load(original), state())
+
+
+def test_what_is_made_for_being_written_lives_until_it_is(tmp_path: Path) -> None:
+    """A copy in another order of memory, or from a device, belongs to nobody but the one who writes it."""
+    columns = {str(n): torch.arange(5000.0).view(50, 100).t() + n for n in range(50)}
+    safetensors.write_safetensors(tmp_path / "x.safetensors", columns, lambda tensor: tensor.clone())
+    for name, tensor in load_file(tmp_path / "x.safetensors").items():
+        assert torch.equal(tensor, columns[name])
+    view = safetensors.bytes_of(torch.full((5000,), 7, dtype=torch.uint8))
+    others = [torch.zeros(5000, dtype=torch.uint8) for _ in range(50)]
+    assert bytes(view) == b"\x07" * 5000
+    assert not any(map(torch.any, others))
 
 
 def test_the_library_of_safetensors_reads_the_shards(original: Path) -> None:

@@ -160,11 +160,13 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU, which has to be kept as long as this is used."""
+    """The memory of a contiguous tensor on the CPU. It keeps the tensor as long as it is there itself."""
     size = tensor.numel() * tensor.element_size()
     if not size:
         return memoryview(b"")
-    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
+    memory: Any = (ctypes.c_char * size).from_address(tensor.data_ptr())
+    memory.tensor = tensor
+    return memoryview(memory).cast("B")
 
 
 def _check_dtype(name: str, dtype: torch.dtype) -> None:
