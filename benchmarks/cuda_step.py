@@ -61,7 +61,7 @@ def plain_loop(device: torch.device, batches: int) -> Callable[[], float]:
     """A loop without this library; each call is one epoch, and gives the last loss."""
     torch.manual_seed(0)
     model = LanguageModel().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     loader = DataLoader(data(batches), batch_size=BATCH, pin_memory=device.type == "cuda", num_workers=2)
 
     def epoch() -> float:
@@ -84,10 +84,9 @@ def fabric_loop(device: torch.device, batches: int) -> Callable[[], float]:
     fabric.launch()
     torch.manual_seed(0)
     raw = LanguageModel()
-    fused = device.type == "cuda"
-    model, optimizer = fabric.setup(raw, torch.optim.AdamW(raw.parameters(), lr=1e-4, fused=fused))
+    model, optimizer = fabric.setup(raw, torch.optim.AdamW(raw.parameters(), lr=1e-4, fused=True))
     loader = fabric.setup_dataloaders(
-        DataLoader(data(batches), batch_size=BATCH, pin_memory=fused, num_workers=2)
+        DataLoader(data(batches), batch_size=BATCH, pin_memory=device.type == "cuda", num_workers=2)
     )
 
     def epoch() -> float:

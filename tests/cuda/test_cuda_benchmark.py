@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cuda_step.py"
 
@@ -44,6 +45,19 @@ def test_both_loops_are_the_same_training(benchmark: Any) -> None:
     losses = [(plain(), fabric()) for _ in range(2)]
     assert all(one == other for one, other in losses)
     assert losses[1][0] < losses[0][0]
+
+
+def test_the_fused_step_of_the_optimizer_is_what_both_loops_run(benchmark: Any) -> None:
+    cpu = torch.device("cpu")
+    kernels = []
+    for loop in (benchmark.plain_loop(cpu, 2), benchmark.fabric_loop(cpu, 2)):
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            loop()
+        names = [event.name for event in profiled.events()]
+        kernels.append(
+            {name: names.count(name) for name in ("aten::_fused_adamw_", "Optimizer.step#AdamW.step")}
+        )
+    assert kernels == [{"aten::_fused_adamw_": 2, "Optimizer.step#AdamW.step": 2}] * 2
 
 
 @pytest.mark.cuda

@@ -49,9 +49,10 @@ class Consumed:
 
     def note(self, batch: int, indices: Any) -> None:
         """A batch was drawn. Called for each, so it makes no object of ours."""
-        index = _last_of(indices)
-        if index is not None:
-            self._drawn.append((batch, len(indices) if isinstance(indices, list) else 1, index))
+        several = isinstance(indices, list) and indices != []
+        index = indices[-1] if several else indices
+        if isinstance(index, int):
+            self._drawn.append((batch, len(indices) if several else 1, index))
 
     def find(self, batch: int) -> Drawn | None:
         """A batch that was drawn not long ago."""
@@ -71,10 +72,13 @@ class Consumed:
         Raises:
             CheckpointError: The order is another one.
         """
-        index = _last_of(indices) if found else None
-        if self.last is None or index == self.last["index"]:
+        drawn = Consumed()
+        if found:
+            drawn.note(0, indices)
+        one = drawn.find(0)
+        if self.last is None or (one and one.index == self.last["index"]):
             return
-        there = "none" if index is None else f"that of index {index}"
+        there = f"that of index {one.index}" if one else "none"
         raise CheckpointError(
             f"The checkpoint was saved in the middle of an epoch, when the sample of index {self.last['index']} had "
             f"been read last; in the order that the sampler makes now, there is {there} in its place. To go on in it "
@@ -83,9 +87,3 @@ class Consumed:
             "'generator', or that has state_dict and load_state_dict. Otherwise resume from a checkpoint between two "
             "epochs, or leave the loader out of the state."
         )
-
-
-def _last_of(indices: Any) -> int | None:
-    """The last index of what a sampler yields, an index or a list of them; ``None`` when those are no numbers."""
-    last = indices[-1] if isinstance(indices, list) and indices else indices
-    return last if isinstance(last, int) else None
