@@ -91,3 +91,15 @@ def test_a_rank_is_not_deceived_by_the_answer_to_another() -> None:
 
 def test_who_is_alone_waits_for_nobody() -> None:
     assert isinstance(meet(Room(0, 1, None, 4), timeout=SECONDS), dist.HashStore)
+
+
+def test_a_program_without_a_fabric_meets_by_the_variables_alone(programs: Any) -> None:
+    """As under torchrun, though the port at which Fabrics meet is listened on already."""
+    found = programs.answers_of("""
+dist.init_process_group("gloo")
+ranks = torch.tensor([float(rank + 1)])
+dist.all_reduce(ranks)
+answer(ranks.item())
+dist.destroy_process_group()
+""")
+    assert found == [3.0, 3.0]

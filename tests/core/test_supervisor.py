@@ -543,14 +543,14 @@ def test_only_rank_0_listens_and_only_on_loopback_while_the_others_reach_it(star
     source = """
     if rank == 0:
         with socket.socket(fileno=int(os.environ["FABRIC_LISTEN_FD"])) as server:
-            assert server.getsockname() == (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+            assert server.getsockname() == (os.environ["MASTER_ADDR"], int(os.environ["FABRIC_MEETING_PORT"]))
             assert not os.get_inheritable(server.fileno())
             server.accept()[0].sendall(b"hello")
             ready()
             wait_for("go")
     else:
         assert "FABRIC_LISTEN_FD" not in os.environ
-        peer = socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+        peer = socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["FABRIC_MEETING_PORT"])))
         say(peer.recv(5).decode())
         ready()
         wait_for("go")
@@ -565,6 +565,32 @@ def test_only_rank_0_listens_and_only_on_loopback_while_the_others_reach_it(star
     }
     assert listening == {ranks[0]: "127.0.0.1"}
     (job.folder / "go").touch()
+    assert job.finish() == 0
+    assert job.out == "hello\n"
+
+
+def test_a_free_port_is_kept_for_programs_that_listen_by_themselves(start):
+    source = """
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    assert place[1] != int(os.environ["FABRIC_MEETING_PORT"])
+    with socket.socket() as stranger:
+        try:
+            stranger.bind(place)
+            say("not kept")
+        except OSError:
+            pass
+    if rank == 0:
+        with socket.create_server(place) as server:
+            server.accept()[0].sendall(b"hello")
+    else:
+        while True:
+            try:
+                say(socket.create_connection(place).recv(5).decode())
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+    """
+    job = start(2, source)
     assert job.finish() == 0
     assert job.out == "hello\n"
 

@@ -162,7 +162,7 @@ answer({
     "stdin": os.path.realpath("/proc/self/fd/0") == os.devnull,
 })
 """
-VARYING = ["MASTER_PORT", "FABRIC_ERROR_DIR", "FABRIC_LISTEN_FD"]
+VARYING = ["MASTER_PORT", "FABRIC_MEETING_PORT", "FABRIC_ERROR_DIR", "FABRIC_LISTEN_FD"]
 
 
 def test_a_copy_finds_what_a_fresh_process_finds(tmp_path: Path) -> None:

@@ -18,7 +18,12 @@ import pytest
 
 PROGRAM = Path(__file__).parent / "programs" / "endless.py"
 RUN = ("-m", "fabric_core", "run", "--strategy=ddp", "--devices=2")
-WAYS = {"fabric run": (*RUN, str(PROGRAM)), "launch": (str(PROGRAM),)}
+WAYS = {
+    "fabric run": (*RUN, str(PROGRAM)),
+    "fabric run, fresh": (*RUN, "--start=fresh", str(PROGRAM)),
+    "launch": (str(PROGRAM),),
+}
+"""Ranks are copies of a warm process, unless they are to be fresh."""
 CODE_FLAGS = '{"strategy": "ddp", "devices": "2"}'
 
 
@@ -46,7 +51,7 @@ def job(tmp_path: Path, clean_environ: dict[str, str]) -> Iterator[Callable[...,
     jobs: list[Job] = []
 
     def start(*arguments: str, way: str = "fabric run") -> Job:
-        environ = clean_environ | ({} if way == "fabric run" else {"FABRIC_RUN": CODE_FLAGS})
+        environ = clean_environ | ({"FABRIC_RUN": CODE_FLAGS} if way == "launch" else {})
         parent = subprocess.Popen(
             [sys.executable, *WAYS[way], str(tmp_path), *arguments],
             stdout=subprocess.PIPE,
@@ -90,7 +95,7 @@ def test_a_killed_parent_takes_everything_with_it(job: Callable[..., Job], way: 
     running.end(within=5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["fabric run", "launch"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_exception_on_a_rank_is_what_is_seen_last(job: Callable[..., Job], way: str, rank: int) -> None:
     code, stderr = job("--fail", str(rank), way=way).end(within=30)
@@ -99,7 +104,7 @@ def test_an_exception_on_a_rank_is_what_is_seen_last(job: Callable[..., Job], wa
     assert stderr.count("Traceback (most recent call last)") == 1
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["fabric run", "launch"])
 @pytest.mark.parametrize("everybody", [True, False], ids=["to the group", "to the parent"])
 def test_an_interrupt_ends_everything_within_three_seconds(
     job: Callable[..., Job], way: str, everybody: bool

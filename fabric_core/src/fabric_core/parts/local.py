@@ -13,6 +13,7 @@ from fabric_core.specs import Detection
 
 LAUNCHED = "FABRIC_LAUNCHED"
 LISTEN_FD = "FABRIC_LISTEN_FD"
+MEETING_PORT = "FABRIC_MEETING_PORT"
 RESTARTS = "FABRIC_RESTARTS"
 
 
@@ -47,7 +48,7 @@ class LocalEnvironment(ClusterEnvironment):
     @property
     def main_port(self) -> int:
         """The port that the launcher holds open; 0 where no launcher was."""
-        return self._number("MASTER_PORT", 0)
+        return self._number(MEETING_PORT if MEETING_PORT in os.environ else "MASTER_PORT", 0)
 
     @property
     def listen_fd(self) -> int | None:

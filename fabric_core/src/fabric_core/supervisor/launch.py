@@ -12,7 +12,7 @@ from fabric_core.errors import LaunchError
 from fabric_core.supervisor.children import Child
 from fabric_core.supervisor.command import RankCommand
 from fabric_core.supervisor.failures import error_directory
-from fabric_core.supervisor.network import meeting_point
+from fabric_core.supervisor.network import meeting_point, reserved_socket
 from fabric_core.supervisor.outcome import Outcome
 from fabric_core.supervisor.restarts import run_attempts
 from fabric_core.supervisor.signals import Inbox
@@ -45,9 +45,10 @@ def run_ranks(
 ) -> int:
     """Run a program on every rank of this node and wait for all of them. Called once per node, in the parent.
 
-    On the node of global rank 0 the port is opened before any process is started, on ``main_address`` alone,
-    and handed to global rank 0 as the file descriptor ``FABRIC_LISTEN_FD``. The environment of the caller is
-    not changed.
+    On the node of global rank 0 the port at which a ``Fabric`` meets the others is opened before any process is
+    started, on ``main_address`` alone, and handed to global rank 0 as the file descriptor ``FABRIC_LISTEN_FD``.
+    ``MASTER_PORT`` is another one, kept for programs that meet by PyTorch's own ``env://``; where a port is given, it
+    is both. The environment of the caller is not changed.
 
     Args:
         command: What to run.
@@ -111,8 +112,10 @@ def _run_once(
         listener = _listener(main_address, main_port, num_nodes) if node_rank == 0 else None
         if listener is not None:
             stack.enter_context(listener)
-        port = main_port if listener is None else listener.getsockname()[1]
-        assert port is not None, "a single node always listens"
+        meeting = main_port if listener is None else listener.getsockname()[1]
+        assert meeting is not None, "a single node always listens"
+        # A program without a Fabric has rank 0 listen by itself, which it cannot where somebody listens already.
+        port = main_port or stack.enter_context(reserved_socket(main_address)).getsockname()[1]
         error_dir = stack.enter_context(error_directory())
         environ = {**os.environ, **env, RESTARTS: str(restarts), SUPERVISOR_PID: str(os.getpid())}
         environ.pop(LISTEN_FD, None)
@@ -122,6 +125,7 @@ def _run_once(
                 local_rank,
                 num_processes=num_processes,
                 main_port=port,
+                meeting_port=meeting,
                 main_address=main_address,
                 node_rank=node_rank,
                 num_nodes=num_nodes,

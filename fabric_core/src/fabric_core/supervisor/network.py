@@ -40,6 +40,15 @@ def listening_socket(address: str = "127.0.0.1", port: int | None = None) -> soc
     return None
 
 
+def reserved_socket(address: str) -> socket.socket:
+    """Keep a free port on ``address``, without listening, for another process that may listen. The caller owns it.
+
+    Both have to allow the other (``SO_REUSEADDR``), as servers on POSIX systems do. To all others the port is taken.
+    """
+    family, place = _resolve(address, 0)[0]
+    return _bound(family, place)
+
+
 def meeting_point(address: str, port: int | None, *, single_node: bool) -> socket.socket | None:
     """Open the socket at which global rank 0 will meet the others. Called on its node only. The caller owns it.
 
@@ -61,15 +70,24 @@ def meeting_point(address: str, port: int | None, *, single_node: bool) -> socke
 
 
 def _listen(family: int, place: _Place) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = _bound(family, place)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
         listener.listen(socket.SOMAXCONN)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def _bound(family: int, place: _Place) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(place)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def resolves_to_loopback(name: str) -> bool:
