@@ -3,6 +3,7 @@
 From the command to the end of the first step of both ranks; CPU time of all processes, from the command to its end;
 memory (PSS) of all processes at that first step. Plain is ``torchrun`` with a loop by hand. ``accelerate launch --cpu
 --num_processes 2`` starts one process without a word, so it is told ``--multi_gpu`` and ``ACCELERATE_USE_CPU``.
+*fabric, fresh* starts each rank anew, as it does where copies of one process would not be safe.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from harness import (
     installed_command,
     main,
 )
+
+FRESH = "fabric, fresh"
 
 
 def program(name: str) -> tuple[str, ...]:
@@ -61,15 +64,30 @@ def accelerate(_case: str, folder: Path) -> Command:
 
 def fabric(_case: str, folder: Path) -> Command:
     """Ours."""
+    return _ours(folder)
+
+
+def fabric_fresh(_case: str, folder: Path) -> Command:
+    """Ours, where ranks must not be copies of one process."""
+    return _ours(folder, "--start=fresh")
+
+
+def _ours(folder: Path, *options: str) -> Command:
     run = installed_command("fabric-core", "fabric", folder)
-    words = (*run, "run", "--strategy=ddp", "--devices=2", "--accelerator=cpu", *program("fabric"))
+    words = (*run, "run", *options, "--strategy=ddp", "--devices=2", "--accelerator=cpu", *program("fabric"))
     return Command(words, waits_for=2)
 
 
 FIGURE = Commands(
     name="launch",
     about=__doc__,
-    contenders={PLAIN: plain, LIGHTNING: lightning_fabric, ACCELERATE: accelerate, OURS: fabric},
+    contenders={
+        PLAIN: plain,
+        LIGHTNING: lightning_fabric,
+        ACCELERATE: accelerate,
+        OURS: fabric,
+        FRESH: fabric_fresh,
+    },
     on_one_core=False,
     cases=(Case("", rounds=5),),
     measures=(
@@ -81,6 +99,8 @@ FIGURE = Commands(
         Target("", "first_step", 0.45),
         Target("", "cpu", 0.45),
         Target("", "pss", 300, Against.VALUE),
+        Target("", "first_step", 0.75, contender=FRESH),
+        Target("", "pss", 470, Against.VALUE, contender=FRESH),
     ),
 )
 

@@ -30,12 +30,14 @@ class Operations(Figure):
         contenders: By name, from a case to the operation.
         ranks: How many processes make one contender. They find each other by torchrun's variables.
         together: Whether one process does all cases, where none leaves anything behind.
+        trimmed: Whether memory that is free is given back before each block, so that a block needs new memory.
         counted: What is taken once, after the times: ``"count"`` and ``"grow"``.
     """
 
     contenders: Mapping[str, Make]
     ranks: int = 1
     together: bool = False
+    trimmed: bool = False
     counted: tuple[str, ...] = ("count",)
 
     @property
@@ -134,7 +136,8 @@ class Contender:
         Returns:
             The longest wall time of a rank; of everything else the mean per rank.
         """
-        request = json.dumps({"do": action, "case": case, "calls": calls}) + "\n"
+        asked = {"do": action, "case": case, "calls": calls, "trimmed": self._figure.trimmed}
+        request = json.dumps(asked) + "\n"
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(request)

@@ -18,7 +18,7 @@ def draw(file: Path, figures: Sequence[Figure], entries: Mapping[str, Entry]) ->
     mpl.use("svg")
     mpl.rcParams.update({"svg.hashsalt": "fabric", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lines = [
         line for figure in figures if figure.name in entries for line in _lines(figure, entries[figure.name])
@@ -34,7 +34,7 @@ def draw(file: Path, figures: Sequence[Figure], entries: Mapping[str, Entry]) ->
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     axes.set_xlabel("× plain PyTorch (less is better)")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False)

@@ -61,7 +61,7 @@ def verdict_lines(figure: Figure, rows: Sequence[Row]) -> list[list[str]]:
         lines.append(
             [
                 f"[{figure.title}](#{anchor(figure.title)})",
-                ", ".join(filter(None, (target.case, measure.title))),
+                _what(target, measure),
                 _limit(target, measure),
                 _value(verdict.found, target.against),
                 _word(verdict),
@@ -74,7 +74,7 @@ def verdict_lines(figure: Figure, rows: Sequence[Row]) -> list[list[str]]:
 def missed(figure: Figure, rows: Sequence[Row]) -> list[str]:
     """For each target that was missed: what, and why."""
     return [
-        f"Missed: {verdict.target.case or figure.title}, {figure.measure(verdict.target.measure).title} "
+        f"Missed: {_what(verdict.target, figure.measure(verdict.target.measure))} "
         f"({_limit(verdict.target, figure.measure(verdict.target.measure))}). {verdict.target.why}".rstrip()
         for verdict in verdicts(figure, rows)
         if verdict.found is not None and not verdict.met
@@ -84,6 +84,11 @@ def missed(figure: Figure, rows: Sequence[Row]) -> list[str]:
 def anchor(title: str) -> str:
     """The part of a link that leads to a heading."""
     return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter in "-_")
+
+
+def _what(target: Target, measure: Measure) -> str:
+    contender = "" if target.contender == OURS else target.contender
+    return ", ".join(filter(None, (target.case, contender, measure.title)))
 
 
 def _word(verdict: Verdict) -> str:
