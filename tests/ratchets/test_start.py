@@ -68,6 +68,10 @@ def test_no_phase_of_a_start_looks_at_more_files(ours: Any, held: Any, phase: st
     held("file-system-calls", phase, sum(counts.get(what, 0) for what in LOOKS), slack=25)
 
 
+def test_a_further_fabric_calls_no_more_functions(ours: Any, held: Any) -> None:
+    held("calls", "the second Fabric()", ours["phases"]["Fabric() again"]["calls"], slack=30)
+
+
 def test_what_is_installed_is_searched_once_and_each_list_of_entry_points_opened_once(ours: Any) -> None:
     opened = {phase: counts.get("metadata files opened", 0) for phase, counts in ours["phases"].items()}
     # The second file is that of our five distributions, and of other plugins.

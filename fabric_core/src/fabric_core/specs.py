@@ -5,6 +5,7 @@ A spec is a description; the class that it points to (``target``) is imported on
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ class PartSpec:
         _demand(self, "options_type", right, "'package.module:Class' or a dataclass")
         _demand(self, "api", _is_number(self.api), "a whole number")
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The name and every alias, in lower case."""
         return tuple(name.lower() for name in (self.name, *self.aliases))

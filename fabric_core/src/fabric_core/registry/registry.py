@@ -89,6 +89,7 @@ class Registry:
         self._manager = loading.new_manager()
         self._seen: set[Found] = set()
         self._offers: list[Offer] = []
+        self._by_kind: dict[str, list[Offer]] = {}
         self._by_word: dict[str, list[Offer]] = {}
         self.commands: list[tuple[CommandSpec, str]] = []
         self.problems: list[Problem] = []
@@ -168,6 +169,7 @@ class Registry:
 
     def _add(self, offer: Offer) -> None:
         self._offers.append(offer)
+        self._by_kind.setdefault(offer.spec.kind, []).append(offer)
         for word in {*offer.spec.names, *_groups(offer.spec)}:
             self._by_word.setdefault(word, []).append(offer)
 
@@ -195,6 +197,8 @@ class Registry:
 
     def offers(self, *kinds: str) -> list[Offer]:
         """Everything on offer, of some kinds or of all."""
+        if len(kinds) == 1:
+            return [*self._by_kind.get(kinds[0], ())]
         return [offer for offer in self._offers if not kinds or offer.spec.kind in kinds]
 
     def named(self, kind: str | tuple[str, ...], name: str) -> list[Offer]:

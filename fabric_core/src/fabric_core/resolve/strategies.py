@@ -150,7 +150,8 @@ def _launches_anywhere(offer: Offer, registry: Registry) -> bool:
 
 
 def _spec(offer: Offer) -> StrategySpec:
-    return cast(StrategySpec, offer.spec)
+    spec: Any = offer.spec
+    return spec  # type: ignore[no-any-return]
 
 
 def _rank(offer: Offer, accelerator: AcceleratorSpec) -> tuple[int, bool]:
