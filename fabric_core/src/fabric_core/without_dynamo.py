@@ -92,7 +92,9 @@ class _Watch:
         return None
 
     def begin(self) -> None:
-        """Make the changes, if PyTorch is one that we know."""
+        """Make the changes, if PyTorch is one that we know, and they are not made yet."""
+        if self.changes:
+            return
         try:
             changes = list(_changes(sys.modules["torch"]))
         except (_UnknownLayoutError, AttributeError, KeyError):
