@@ -202,10 +202,13 @@ def test_without_a_state_all_of_a_checkpoint_comes_back_whole_and_plain(
             assert trees_differ(dict(plain[key]), runs.written(writer)[0][name][key]) == []
 
 
+@pytest.mark.parametrize("name", ["sharded", "full"])
 @pytest.mark.parametrize("writer", [1, 2, 4])
-def test_what_was_not_asked_for_is_read_by_one_rank_alone_when_it_uses_it(runs: Runs, writer: int) -> None:
-    optimizer, others, unread = runs.read(writer)[0][f"sharded-{writer}", "left"]
-    assert trees_differ(optimizer, runs.written(writer)[0]["sharded"]["optimizer"]) == []
+def test_what_was_not_asked_for_is_read_by_one_rank_alone_when_it_uses_it(
+    runs: Runs, name: str, writer: int
+) -> None:
+    optimizer, others, unread = runs.read(writer)[0][f"{name}-{writer}", "left"]
+    assert trees_differ(optimizer, runs.written(writer)[0][name]["optimizer"]) == []
     assert others == ["nested", "object", "scheduler"]
     assert "'optimizer': <" in unread
     assert "not read yet>, 'scheduler': {" in unread

@@ -98,6 +98,8 @@ def test_a_store_that_is_gone_is_no_success() -> None:
         Agreement(Gone(), 1, 2).jointly("load it"),
     ):
         pass
+    with pytest.raises(SetupError, match="the store of the job is gone"):
+        Agreement(Gone(), 1, 2).meet("save")
     with pytest.raises(CheckpointError, match="damaged"), Agreement(Gone(), 1, 2).jointly("load it"):
         raise CheckpointError("damaged")
 

@@ -13,9 +13,12 @@ from typing import Any
 import one_process
 import pytest
 import torch
+from torch.utils.serialization import config
 
 from fabric_core import CheckpointError, Fabric
 from fabric_core.converting import shard
+from fabric_core.sharded.reading import MappedTensors
+from fabric_core.sharded.remainder import postponed, read_now
 from fabric_core.sharded.safetensors import SafetensorsFile
 
 pytestmark = pytest.mark.usefixtures("core_alone")
@@ -201,3 +204,38 @@ def test_the_working_directory_may_change_meanwhile(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert same(dict(rest), OTHERS)
+
+
+# -- one file, mapped into memory ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> tuple[Path, Any]:
+    """A file of several pages, and what strategies that shard load from it."""
+    torch.save({"large": torch.arange(100_000.0), "small": torch.tensor(1.0)}, tmp_path / "file")
+    tensors = MappedTensors(tmp_path / "file")
+    settings: Any = config
+    with settings.patch({"load.mmap": True}):
+        return tmp_path / "file", postponed(tensors.stored(torch.load(tmp_path / "file")))
+
+
+def test_what_is_mapped_stays_what_it_was_when_its_file_is_renamed_replaced_or_deleted(
+    file: tuple[Path, Any],
+) -> None:
+    path, loaded = file
+    assert loaded["small"] == 1.0
+    for change in (
+        lambda: path.rename(path.with_name("other")),
+        lambda: torch.save({"large": torch.zeros(3)}, path),
+        lambda: path.with_name("other").unlink(),
+        path.unlink,
+    ):
+        change()
+        assert torch.equal(read_now(loaded)["large"], torch.arange(100_000.0))
+
+
+def test_a_file_that_was_written_to_in_its_place_is_refused_and_not_looked_at(file: tuple[Path, Any]) -> None:
+    path, loaded = file
+    path.write_bytes(b"short")  # looking would end this process
+    with pytest.raises(CheckpointError, match=r"file' was written to since it was loaded"):
+        read_now(loaded)

@@ -19,7 +19,7 @@ from fabric_core.contracts.agreement import Agreement
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.errors import CheckpointError, WrongTypeError
 from fabric_core.remote import Found, Remote
-from fabric_core.sharded.remainder import read_now
+from fabric_core.sharded.remainder import needs_file, read_now
 
 
 def place_of(path: Any) -> Place:
@@ -235,7 +235,9 @@ class RemotePlace(Place):
         return seen[0]
 
     def read_again(self, tree: Any) -> Any:
-        """See `Place`. It is fetched again."""
+        """See `Place`. It is fetched again, unless it is in memory still."""
+        if not needs_file(tree):
+            return read_now(tree)
         with self.opened(ALONE) as path:
             return read_now(tree, path)
 

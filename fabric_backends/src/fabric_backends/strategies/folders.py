@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import secrets
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 from torch.utils.serialization import config as serialization
@@ -17,6 +16,7 @@ from fabric_core.beside import remove, remove_abandoned, temporary_for
 from fabric_core.disk import make_folders
 from fabric_core.errors import OptionsError, did_you_mean
 from fabric_core.sharded.folders import check_replaceable
+from fabric_core.sharded.reading import MappedTensors
 from fabric_core.sharded.trees import mapped
 from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
 
@@ -82,20 +82,13 @@ class FolderStrategy(ParallelStrategy):
 
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
         """Read a folder of shards, or one file; tensors are read when somebody restores them."""
-        with _memory_mapped(path):
+        if not zipfile.is_zipfile(path):  # a folder, or the format of old, which cannot be mapped
             return super().read_checkpoint(path, weights_only)
+        file, settings = MappedTensors(path), cast("Any", serialization)
+        with settings.patch({"load.mmap": True}):
+            checkpoint: dict[str, Any] = file.stored(super().read_checkpoint(path, weights_only))
+        return checkpoint
 
     def plain_value(self, value: Any) -> Any:
         """As the contract. What is mapped from a file is copied, so that the file may change."""
         return super().plain_value(mapped(value, Tensor.clone, Tensor))
-
-
-@contextmanager
-def _memory_mapped(path: Path) -> Iterator[None]:
-    """While this is open, files are mapped and not read, so that each rank reads only what it holds."""
-    if not zipfile.is_zipfile(path):  # the format of old cannot be mapped
-        yield
-        return
-    settings: Any = serialization
-    with settings.patch({"load.mmap": True}):
-        yield

@@ -34,6 +34,19 @@ _QUIET = 10.0  # seconds that a rank waits for others to come to a verb before i
 _MOST_NAMED = 8  # ranks in a message
 
 
+@contextmanager
+def _while_the_store_lives() -> Iterator[None]:
+    """What is done in this context fails with a sentence when the store is gone, whose server ends with rank 0."""
+    try:
+        yield
+    except (SetupError, Warning):
+        raise
+    except Exception as error:
+        raise SetupError(
+            f"The ranks cannot meet, because the store of the job is gone ({error}). The first error is that of rank 0."
+        ) from error
+
+
 class Agreement:
     """One rank's part in the agreements of a job. Every rank makes them in the same order.
 
@@ -51,6 +64,7 @@ class Agreement:
         self._patience = patience
         self._counts: Counter[str] = Counter()
 
+    @_while_the_store_lives()
     def meet(self, verb: str, what: str = "") -> None:
         """Wait until every rank has come to a verb, before anything is done in it. Called on every rank.
 

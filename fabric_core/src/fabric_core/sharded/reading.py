@@ -22,7 +22,17 @@ from fabric_core.sharded.safetensors import SafetensorsFile, open_regular
 from fabric_core.sharded.trees import mapped, named
 from fabric_core.sharded.writing import sum_of
 
-__all__ = ["Begin", "ShardedFolder", "StoredTensor", "plain", "read_checkpoint", "reading", "verify"]
+__all__ = [
+    "Begin",
+    "MappedTensors",
+    "ShardedFolder",
+    "StoredTensor",
+    "plain",
+    "read_checkpoint",
+    "reading",
+    "verify",
+]
+
 
 READERS = 2
 """Threads that read at once. Each may need memory for a chunk."""
@@ -44,7 +54,7 @@ class StoredTensor:
     Reading raises a `CheckpointError` when a checksum differs, or a file is no longer what it was.
     """
 
-    source: ShardedFolder | WholeTensors
+    source: ShardedFolder | WholeTensors | MappedTensors
     name: str
     shape: torch.Size
     dtype: torch.dtype
@@ -83,6 +93,8 @@ class ShardedFolder:
     Raises:
         CheckpointError: It is not finished, of another version, or not all there.
     """
+
+    needs_file = True
 
     def __init__(self, path: Path, manifest: Manifest | None = None) -> None:
         self.path = path
@@ -187,6 +199,8 @@ class WholeTensors:
         CheckpointError: There is none, or it is damaged.
     """
 
+    needs_file = True
+
     def __init__(self, path: Path) -> None:
         self._file = SafetensorsFile(path.resolve())
 
@@ -206,6 +220,57 @@ class WholeTensors:
         whole = self._file.read(name)
         for box, target in targets:
             target.copy_(whole[box.within(whole_box(whole.shape))])
+
+
+class MappedTensors:
+    """A file of ``torch.save`` that is mapped into memory, of whose tensors parts are copied when they are needed.
+
+    A mapping shows what is written to the file meanwhile, and a file that is cut short ends the process that looks. So
+    whether it is the same is asked each time. One that was renamed or deleted stays what it was.
+
+    Args:
+        path: Of the file. Made before it is mapped.
+    """
+
+    needs_file = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = _identity(path)
+        self._tensors: list[Tensor] = []
+
+    def stored(self, tree: Any) -> Any:
+        """The same as what was loaded, with stored tensors in the place of plain ones."""
+        return mapped(tree, self._stored, Tensor)
+
+    def at(self, path: Path) -> MappedTensors:
+        """The same: what is mapped is there, wherever its file is."""
+        return self
+
+    def read_into(self, name: str, targets: Targets) -> None:
+        """As `ShardedFolder.read_into`."""
+        now = _identity(self._path)
+        if now[:2] == self._seen[:2] and now != self._seen:
+            raise CheckpointError(f"The file {str(self._path)!r} was written to since it was loaded.")
+        whole = self._tensors[int(name)]
+        for box, target in targets:
+            target.copy_(whole[box.within(whole_box(whole.shape))])
+
+    def _stored(self, tensor: Tensor) -> Any:
+        plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.is_contiguous()
+        if not plain or not tensor.dim() or not tensor.numel():
+            return tensor
+        self._tensors.append(tensor)
+        return StoredTensor(self, str(len(self._tensors) - 1), tensor.shape, tensor.dtype)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Which file it is, first, then what changes when it is written to; nothing when there is none."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return ()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def read_checkpoint(path: Path, load: Callable[[Path], Any]) -> Any:

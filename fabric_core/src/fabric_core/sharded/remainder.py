@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fabric_core.sharded.reading import StoredTensor
+from fabric_core.sharded.reading import StoredTensor, plain
 from fabric_core.sharded.trees import mapped, named
 
-__all__ = ["Later", "Remainder", "is_postponed", "postponed", "read_now"]
+__all__ = ["Later", "Remainder", "is_postponed", "needs_file", "postponed", "read_now"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,12 @@ def read_now(tree: Any, path: Path | None = None) -> Any:
         CheckpointError: It is not there any more, or damaged.
     """
     moved = cache(lambda source: source if path is None else source.at(path))
-    return mapped(tree, lambda later: replace(later.stored, source=moved(later.stored.source)).read(), Later)
+    return plain(mapped(tree, lambda later: replace(later.stored, source=moved(later.stored.source)), Later))
+
+
+def needs_file(tree: Any) -> bool:
+    """Whether there is something in it for which the checkpoint has to be there still."""
+    return any(later.stored.source.needs_file for later in _later_in(tree))
 
 
 class Remainder(dict[Any, Any]):

@@ -133,19 +133,18 @@ class State(Life):
         self._require_launched("load")
         self._saving.wait()
         if state is None:
-            there = place_of(path).absolute()
-            with self._opened("load", there, weights_only) as loaded:
-                return checkpoints.left(loaded, there, self.strategy)
+            where = place_of(path)
+            with self._opened("load", where, weights_only) as loaded:
+                return checkpoints.left(loaded, where.absolute(), self.strategy)
         where, what = checkpoints.path_and_state(path, state)
         if not isinstance(what, MutableMapping):
             raise WrongTypeError(
                 f"load restores a dictionary of things, not a {type(what).__name__}; for one bare state dict there is "
                 "load_raw(path, obj)."
             )
-        there = where.absolute()
-        with self._opened("load", there, weights_only) as loaded:
+        with self._opened("load", where, weights_only) as loaded:
             rest = checkpoints.restore(loaded, what, self.strategy, self._parts.precision, strict)
-            return checkpoints.left(rest, there, self.strategy)
+            return checkpoints.left(rest, where.absolute(), self.strategy)
 
     def load_raw(
         self, path: Any, obj: nn.Module | Optimizer, strict: bool = True, *, weights_only: bool = True
@@ -168,7 +167,7 @@ class State(Life):
         from fabric_core.places import Ranks
 
         self.strategy.agreement.meet(verb, repr(str(where)))
-        with where.opened(Ranks.of(self.strategy)) as local:
+        with where.absolute().opened(Ranks.of(self.strategy)) as local:  # what is left may be read later
             loaded = self.strategy.load_checkpoint(local, weights_only=weights_only)
             with self.strategy.agreement.jointly(f"load the checkpoint {str(where)!r}"):
                 yield loaded
