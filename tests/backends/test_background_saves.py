@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PROGRAM = """
 import threading
 from pathlib import Path
-from fabric_backends.strategies import folders
+from fabric_core.contracts import folder as folders
 from fabric_core import Fabric
 
 def training(strategy):

@@ -245,7 +245,7 @@ def test_the_library_of_safetensors_reads_every_shard(runs: Runs) -> None:
 HANDLING = """
 import json, warnings
 warnings.filterwarnings("ignore", "Detected call of")  # the first step is skipped, until the scale is low enough
-from fabric_backends.strategies import folders
+from fabric_core.contracts import folder as folders
 from fabric_core.sharded.manifest import as_text
 from fabric_core.sharded.writing import sum_of
 found = {}

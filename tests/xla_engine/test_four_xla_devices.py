@@ -40,6 +40,24 @@ def test_what_is_loaded_is_what_was_saved(found: dict[str, Any], way: str) -> No
     assert found[way]["loaded"] == 0.0
 
 
+@pytest.mark.parametrize("way", COMPARED)
+def test_what_is_saved_beside_the_training_is_what_was_there(found: dict[str, Any], way: str) -> None:
+    assert found[way]["beside"]
+
+
+def test_what_is_divided_is_written_as_it_lies_on_the_devices(found: dict[str, Any]) -> None:
+    assert found["data_parallel"]["file"], "nothing is divided"
+    assert found["tensor_parallel"]["shards"] == [[8, 6], [8, 6]]
+    assert found["tensor_parallel_by_hand"]["shards"] == [[4, 6]] * 4
+    assert found["fully_sharded"]["shards"] == [[4, 6]] * 4
+    assert not any(found[way]["file"] for way in COMPARED[1:])
+
+
+def test_a_resumed_training_is_bit_for_bit_one_that_was_never_interrupted(found: dict[str, Any]) -> None:
+    assert found["resumed"]["differences"] == {"saved": [], "3": [], "4": [], "5": []}
+    assert found["resumed"]["steps"] == {"saved": 8, "3": 5, "4": 4, "5": 3}
+
+
 def test_parameters_lie_as_the_options_say(found: dict[str, Any]) -> None:
     assert set(found["data_parallel"]["divided"]) == {"{replicated}"}
     assert found["tensor_parallel"]["divided"][::2] == [ROWS_OVER_MODEL, COLUMNS_OVER_MODEL]

@@ -22,7 +22,7 @@ from fabric_xla.strategies.xla_spmd import XLASPMDStrategy
 def test_sharding_declares_all_that_torch_xla_leaves_to_users() -> None:
     theirs = inspect.signature(XlaFullyShardedDataParallel).parameters
     left = xla_fsdp._PARAMETERS - xla_fsdp._DECIDED_HERE
-    own = {"activation_checkpointing", "sync_module_states"}
+    own = {"activation_checkpointing", "checkpoint", "sync_module_states"}
     declared: dict[str, Any] = {each.name: each.default for each in fields(XLAFSDPOptions)}
     assert set(declared) == left | own
     assert {name: declared[name] for name in left} == {name: theirs[name].default for name in left}

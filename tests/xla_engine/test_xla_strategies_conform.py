@@ -32,10 +32,7 @@ class TestXLAFSDP(StrategyConformance):
     precisions = ("32-true",)
     processes = 1
     environ = ONE_DEVICE
-    expected_failures = {
-        **OWN_DEVICE,
-        "test_names_in_state_dicts_have_no_prefix": "torch_xla takes the parameters out of the model",
-    }
+    expected_failures = OWN_DEVICE
 
 
 class TestXLASPMD(StrategyConformance):

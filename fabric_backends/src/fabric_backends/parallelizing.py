@@ -12,11 +12,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from fabric_backends.meshes import DATA
-from fabric_backends.sharding.materializing import materialize, warn_of_undefined
 from fabric_backends.sharding.tensors import is_sharded, local_part, sharded_like
 from fabric_backends.sharding.units import inside_out
 from fabric_backends.sharding.views import keep_views_inside
 from fabric_core.errors import SetupError, WrongTypeError, listing
+from fabric_core.materializing import materialize, warn_of_undefined
 
 Plan = Callable[[DeviceMesh], Any]
 """What divides one model over a mesh, in place."""

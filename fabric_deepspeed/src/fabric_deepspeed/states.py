@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fabric_core.errors import CheckpointError, listing
+from fabric_core.errors import CheckpointError
 from fabric_core.sharded.reading import plain
+from fabric_core.sharded.rows import check_fits, cut, shape_of
 from fabric_deepspeed.engine import Engine
 from fabric_deepspeed.layouts import piece_of, read_piece, write_piece
-from fabric_deepspeed.pieces import Piece, cut, shape_of
+from fabric_deepspeed.pieces import Piece
 
 SCALER = "loss_scaler"
 """Where the state of the first optimizer of an engine has what the engine knows of its loss scale."""
@@ -39,7 +40,8 @@ def load_module_state(
         RuntimeError: Keys or shapes differ; nothing was changed then.
     """
     own = module.state_dict(keep_vars=True)
-    _check(module, own, state, strict)
+    shapes = {name: _shape(value) if isinstance(value, Tensor) else None for name, value in own.items()}
+    check_fits(type(module).__name__, shapes, state, strict)
     rest = {}
     for name, saved in state.items():
         value = own.get(name)
@@ -174,18 +176,3 @@ def _scaler(engine: Engine) -> Any:
     return getattr(optimizer, "loss_scale_config", None) or (
         optimizer.loss_scaler if getattr(optimizer, "dynamic_loss_scale", False) else None
     )
-
-
-def _check(module: nn.Module, own: Mapping[str, Any], state: Mapping[str, Any], strict: bool) -> None:
-    problems = []
-    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
-    if strict and missing:
-        problems.append(f"missing keys: {listing(missing)}")
-    if strict and unexpected:
-        problems.append(f"unexpected keys: {listing(unexpected)}")
-    for name in own.keys() & state.keys():
-        there = shape_of(state[name])
-        if isinstance(own[name], Tensor) and there is not None and there != _shape(own[name]):
-            problems.append(f"{name} has the shape {tuple(there)}, and here {tuple(_shape(own[name]))}")
-    if problems:
-        raise RuntimeError(f"The state dict does not fit {type(module).__name__}: {'; '.join(problems)}.")

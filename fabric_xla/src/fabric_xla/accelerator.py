@@ -27,13 +27,21 @@ class XLAAccelerator(Accelerator):
         seed_also("xla", xla_model.set_rng_state)
 
     def rng_state(self, device: torch.device) -> torch.Tensor:
-        """The state of the random numbers of a device: one number. Called on every rank, by ``save``."""
+        """The state of the random numbers of a device, one number of 64 bits. Called on every rank, by ``save``."""
         from torch_xla.core import xla_model
 
-        return torch.tensor([xla_model.get_rng_state(str(device))])
+        return torch.tensor([_signed(xla_model.get_rng_state(str(device)))])
 
     def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
         """Go on with random numbers from a state. Called on every rank, by ``load``."""
         from torch_xla.core import xla_model
 
-        xla_model.set_rng_state(int(state.item()), str(device))
+        xla_model.set_rng_state(int(state.item()) % _NUMBERS, str(device))
+
+
+_NUMBERS = 1 << 64
+
+
+def _signed(number: int) -> int:
+    """A number of 64 bits as PyTorch's tensors hold it."""
+    return number if number < _NUMBERS // 2 else number - _NUMBERS

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch_xla
-
 from fabric_core.parts.torch_file import TorchFile
 from fabric_xla.hooks import FILE
 from fabric_xla.moving import on_cpu
+from fabric_xla.pending import compute
 
 
 class XLAFile(TorchFile):
@@ -24,5 +23,5 @@ class XLAFile(TorchFile):
 
     def save(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Compute what is pending, bring it to the CPU, write it whole or not at all. See the contract."""
-        torch_xla.sync()
+        compute()
         super().save(path, on_cpu(dict(checkpoint)))

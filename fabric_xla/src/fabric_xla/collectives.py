@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch_xla
 import torch_xla.runtime as xr
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -20,6 +19,7 @@ from torch_xla.core import xla_model as xm
 
 from fabric_core.contracts.strategy import ReduceOp
 from fabric_core.errors import ConfigurationError, SetupError, WrongTypeError, did_you_mean, listing
+from fabric_xla.pending import compute, same_random_numbers
 
 Groups = Any
 
@@ -39,6 +39,24 @@ def average_(tensors: list[Tensor]) -> None:
     """Replace tensors by their means over all processes, in place and in one computation."""
     if tensors:
         xm.all_reduce(xm.REDUCE_SUM, tensors, scale=1.0 / xr.world_size())
+
+
+@torch.no_grad()
+def broadcast_(tensors: list[Tensor], src: int = 0) -> None:
+    """Replace tensors by those of process ``src``, in place and in one computation.
+
+    What the others have does not matter, NaN or not. Every process computes the same: whether it is ``src`` is a number
+    that is sent to the device. (One in a tensor without dimensions would be made a part of what is computed.)
+    """
+    is_source = torch.tensor([xr.global_ordinal() == src])
+    sent = []
+    for tensor in tensors:
+        own = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor
+        sent.append(torch.where(is_source.to(tensor.device), own, torch.zeros_like(own)))
+    if sent:
+        xm.all_reduce(xm.REDUCE_SUM, sent)
+    for tensor, received in zip(tensors, sent, strict=True):
+        tensor.copy_(received.reshape(tensor.shape))
 
 
 def all_reduce(tensor: Tensor, op: ReduceOp = "mean", group: Groups = None) -> Tensor:
@@ -112,7 +130,8 @@ def _is_in(ranks: Sequence[int]) -> bool:
 
 def exchange(what: str, payload: bytes) -> list[bytes]:
     """Give bytes to every process, and get those of each, in the order of ranks. Called on every process."""
-    return list(xm.rendezvous(f"fabric.{what}", payload))
+    with same_random_numbers():
+        return list(xm.rendezvous(f"fabric.{what}", payload))
 
 
 def barrier(name: str | None) -> None:
@@ -151,7 +170,7 @@ _SENT, _UNSENT = b"+", b"-"
 
 
 def _packed(obj: Any) -> bytes:
-    torch_xla.sync()
+    compute()
     buffer = io.BytesIO()
     try:
         torch.save(obj, buffer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -13,8 +14,8 @@ from fabric_core.data.collections import map_tensors
 T = TypeVar("T")
 
 
-def move_module(module: nn.Module, device: torch.device) -> None:
-    """Move a model, in place, so that every parameter stays the object that it was.
+def move_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Move what some modules themselves have, in place, so that every parameter stays the object that it was.
 
     ``module.to`` would make new parameters for an XLA device: optimizers would go on with the old ones, and weights
     that layers share would be torn apart. Exchanging what is inside the objects keeps both.
@@ -22,9 +23,20 @@ def move_module(module: nn.Module, device: torch.device) -> None:
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        module.to(device)
+        for module in modules:
+            own: Any = module
+            own._apply(lambda tensor: tensor.to(device), recurse=False)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def own_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The parameters and buffers that some modules themselves have, each once."""
+    found: dict[int, Tensor] = {}
+    for module in modules:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            found[id(tensor)] = tensor
+    return list(found.values())
 
 
 def move_state(optimizer: Optimizer) -> None:
@@ -41,8 +53,8 @@ def move_state(optimizer: Optimizer) -> None:
 def on_cpu(data: T) -> T:
     """A copy of a collection in which the tensors of XLA devices are on the CPU.
 
-    Everything that is pending has to be computed before (``torch_xla.sync``), so that it costs one computation and
-    not one for each tensor.
+    Everything that is pending has to be computed before (`fabric_xla.pending.compute`), so that it costs one
+    computation and not one for each tensor.
     """
 
     def fetch(tensor: Tensor) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,15 @@ class XLAFSDPOptions(XLAOptions):
             it. Without it, the model as a whole.
         activation_checkpointing: Classes of modules, of those that are wrapped, whose activations are computed again
             in the backward pass.
+        checkpoint: sharded: a folder, to which every process writes its part; full: one file, by rank 0.
         reshard_after_forward: Drop what was gathered after the forward pass, and gather it again for the backward pass.
         compute_dtype: What layers compute in, such as torch:bfloat16. Without it, what the precision says.
         fp32_reduce_scatter: Add gradients up in float32.
-        param_init_fn: Called with a module that is on the meta device, to give its parameters their values.
     """
 
     auto_wrap_policy: Callable[..., Any] | Collection[type] | None = None
     activation_checkpointing: type | Collection[type] | None = None
+    checkpoint: Literal["sharded", "full"] = "sharded"
     reshard_after_forward: bool = True
     execute_sharding_on_init: bool = True
     optimization_barrier_in_forward: bool = True
@@ -46,8 +47,6 @@ class XLAFSDPOptions(XLAOptions):
     fp32_reduce_scatter: bool = False
     pin_layout_in_collective_ops: bool = True
     reduce_scatter_bucket_size_mb: int | None = 0
-    coalesce_all_gather_ops: bool = False
-    param_init_fn: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,14 @@ class XLASPMDOptions:
             function of a name and a parameter.
         parallelize_fn: Called with the model and the mesh, to mark tensors by hand.
         auto_wrap_policy: With an axis fsdp, whose outputs are kept divided too: classes of modules, or a function.
+        checkpoint: sharded: a folder of the parts of all devices, where anything is divided; full: one file.
     """
 
     mesh_shape: dict[str, int] | None = None
     partition: Any = None
     parallelize_fn: Callable[..., Any] | None = None
     auto_wrap_policy: Callable[..., Any] | Collection[type] | None = None
+    checkpoint: Literal["sharded", "full"] = "sharded"
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+import dropping_out
 import torch
 import torch_xla
 import torch_xla.debug.metrics as metrics
@@ -68,11 +70,17 @@ def compare(strategy: str = "xla_spmd", **options: Any) -> dict[str, Any]:
         model, optimizer = fabric.setup(raw, torch.optim.Adam(raw.parameters(), lr=0.05))
         loader = fabric.setup_dataloaders(DataLoader(data(), batch_size=8))
         found = train(model, optimizer, loader, fabric.backward)
-        fabric.save(FOLDER / "model", {"model": model, "optimizer": optimizer})
-        saved = torch.load(FOLDER / "model", weights_only=True)["model"]
+        path = Path(tempfile.mkdtemp(dir=FOLDER))
+        fabric.save(path / "model", {"model": model, "optimizer": optimizer})
+        saved = fabric.load(path / "model")["model"]
+        fabric.save(path / "beside", {"model": model, "optimizer": optimizer}, wait=False)
+        optimizer.step()
+        with torch.no_grad():
+            model[0].bias.zero_()
+        beside = fabric.load(path / "beside")["model"]
         other = net()
         second, step = fabric.setup(other, torch.optim.Adam(other.parameters(), lr=0.05))
-        fabric.load(FOLDER / "model", {"model": second, "optimizer": step})
+        fabric.load(path / "model", {"model": second, "optimizer": step})
         weight = optimizer.param_groups[0]["params"][0]
         return {
             "sizes": [fabric.world_size, fabric.global_rank, len(fabric.strategy.mesh.device_ids)],
@@ -80,6 +88,9 @@ def compare(strategy: str = "xla_spmd", **options: Any) -> dict[str, Any]:
             "losses": max(abs(a - b) for a, b in zip(found, losses, strict=True)),
             "parameters": max(float((saved[n] - v).abs().max()) for n, v in parameters.items()),
             "keys": list(saved) == list(parameters),
+            "beside": all(torch.equal(beside[name], value) for name, value in saved.items()),
+            "file": (path / "model").is_file(),
+            "shards": chunks_of(path / "model"),
             "divided": list(specs_of(dict(model.named_parameters())).values()),
             "state": specs_of(optimizer.state[weight]).get("exp_avg"),
             "after load": list(specs_of(dict(second.named_parameters())).values()),
@@ -88,6 +99,19 @@ def compare(strategy: str = "xla_spmd", **options: Any) -> dict[str, Any]:
                 for a, b in zip(second.parameters(), saved.values(), strict=True)
             ),
         }
+
+
+def chunks_of(path: Path) -> list[list[int]]:
+    """How the first weight lies in a folder: the lengths of its parts; nothing for one file."""
+    if path.is_file():
+        return []
+    manifest = json.loads((path / "fabric.json").read_text())
+    return [chunk["lengths"] for chunk in manifest["tensors"].get("model.0.weight", {}).get("chunks", [])]
+
+
+def resumed() -> Any:
+    options = {"mesh_shape": {"data": 2, "model": 2}, "partition": {"2.weight": ("model", None)}}
+    return dropping_out.compare(lambda: opened(**options), Path(tempfile.mkdtemp(dir=FOLDER)))
 
 
 def data_parallel() -> Any:
@@ -220,7 +244,7 @@ def one_process_per_device_afterwards() -> Any:
 
 CHECKS = (
     *(data_parallel, tensor_parallel, tensor_parallel_by_hand, partition_by_function, fully_sharded),
-    *(data_and_fully_sharded, batches, compilations, seeds, verbs, errors, holding_back),
+    *(data_and_fully_sharded, batches, compilations, seeds, verbs, errors, holding_back, resumed),
     one_process_per_device_afterwards,
 )
 

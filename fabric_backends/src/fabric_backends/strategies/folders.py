@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -12,13 +10,10 @@ from torch import Tensor
 from torch.utils.serialization import config as serialization
 
 from fabric_backends.strategies.parallel import ParallelStrategy
-from fabric_core.beside import remove, remove_abandoned, temporary_for
-from fabric_core.disk import make_folders
+from fabric_core.contracts.folder import save_folder
 from fabric_core.errors import OptionsError, did_you_mean
-from fabric_core.sharded.folders import check_replaceable
 from fabric_core.sharded.reading import MappedTensors
 from fabric_core.sharded.trees import mapped
-from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
 
 CheckpointKind = Literal["sharded", "full"]
 
@@ -56,29 +51,14 @@ class FolderStrategy(ParallelStrategy):
         Raises:
             CheckpointError: It cannot be written; on every rank. What was there before is intact.
         """
-        temporary = temporary_for(path, self.agreement.of_rank_zero(secrets.token_hex(4)))
-        io = self.surroundings.checkpoint_io
-
-        def prepare() -> None:
-            check_replaceable(path)
-            remove_abandoned(path)
-            make_folders(temporary)
-
-        def finish_folder() -> None:
-            io.save(temporary / VALUES, without_shares(checkpoint))
-            finish(temporary, path, self.world_size, io.origin)
-
-        def on_ranks(ranks: range, action: Callable[[], None]) -> None:
-            intact = ". What was there before is untouched."
-            self.agreement.on_ranks(ranks, action, f"write the checkpoint {str(path)!r}", intact)
-
-        try:
-            on_ranks(range(1), prepare)
-            on_ranks(range(self.world_size), lambda: write_part(temporary, self.global_rank, checkpoint))
-            on_ranks(range(1), finish_folder)
-        finally:
-            if self.global_rank == 0:
-                remove(temporary)
+        save_folder(
+            path,
+            checkpoint,
+            io=self.surroundings.checkpoint_io,
+            agreement=self.agreement,
+            rank=self.global_rank,
+            world_size=self.world_size,
+        )
 
     def read_checkpoint(self, path: Path, weights_only: bool) -> dict[str, Any]:
         """Read a folder of shards, or one file; tensors are read when somebody restores them."""

@@ -23,7 +23,6 @@ from fabric_backends import collectives
 from fabric_backends.hooks import FSDP
 from fabric_backends.sharding.grid import MeshShape, check_options, forget_groups, mesh_of, shape_for
 from fabric_backends.sharding.identity import refuse_copies
-from fabric_backends.sharding.materializing import materialize, warn_of_undefined
 from fabric_backends.sharding.memory import give_back
 from fabric_backends.sharding.recomputing import Recomputed, check_recomputed, recompute
 from fabric_backends.sharding.units import Policy, UnitPolicy, is_container, own_modules
@@ -33,6 +32,7 @@ from fabric_backends.strategies.sharded import ShardedStrategy
 from fabric_backends.timeouts import INIT_TIMEOUT
 from fabric_core.contracts.strategy import Surroundings
 from fabric_core.errors import OptionsError, SetupError
+from fabric_core.materializing import materialize, warn_of_undefined
 
 
 class FSDPStrategy(ShardedStrategy):

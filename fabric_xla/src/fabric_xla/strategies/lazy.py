@@ -1,8 +1,8 @@
 """The base of the XLA strategies: what follows from tensors that are computed late.
 
-[Note: lazy tensors] An operation on an XLA device is only written down. ``torch_xla.sync`` compiles what was written
-down since the last one, the first time that it looks like this, and starts it; the host goes on meanwhile. It is
-called where a step ends: after an optimizer has stepped, after each batch of a loader that was set up, and before
+[Note: lazy tensors] An operation on an XLA device is only written down. `fabric_xla.pending.compute` compiles what was
+written down since the last one, the first time that it looks like this, and starts it; the host goes on meanwhile. It
+is called where a step ends: after an optimizer has stepped, after each batch of a loader that was set up, and before
 values are fetched.
 """
 
@@ -11,17 +11,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch_xla
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fabric_core.background import in_background
+from fabric_core.contracts.folder import save_folder
 from fabric_core.contracts.strategy import Strategy
-from fabric_core.errors import SetupError
+from fabric_core.errors import OptionsError, SetupError, did_you_mean
+from fabric_core.sharded.rows import Row
+from fabric_core.sharded.trees import mapped
 from fabric_xla.clipping import clip_norm, gradients_of
-from fabric_xla.moving import move_module, move_state, on_cpu
+from fabric_xla.moving import move_modules, move_state, on_cpu
+from fabric_xla.pending import compute
+
+CheckpointKind = Literal["sharded", "full"]
+
+
+def checkpoint_kind(asked: Any) -> CheckpointKind:
+    """The option ``checkpoint``.
+
+    Raises:
+        OptionsError: There is no such kind.
+    """
+    kinds = get_args(CheckpointKind)
+    if asked not in kinds:
+        raise OptionsError(
+            f"The option checkpoint is {asked!r}.{did_you_mean(str(asked), kinds)} It takes 'sharded' or 'full'."
+        )
+    kind: CheckpointKind = asked
+    return kind
 
 
 class LazyStrategy(Strategy):
@@ -40,7 +62,7 @@ class LazyStrategy(Strategy):
 
     def move_module(self, module: nn.Module) -> None:
         """Move a model to the device; its parameters stay the same objects. Called on every rank by ``setup``."""
-        move_module(module, self.root_device)
+        move_modules(module.modules(), self.root_device)
 
     def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Bring what the optimizer has collected so far to the device. Called on every rank, in the same order."""
@@ -55,7 +77,7 @@ class LazyStrategy(Strategy):
         """
         for batch in batches:
             yield self.upload(batch, move)
-            torch_xla.sync()
+            compute()
 
     def upload(self, batch: Any, move: Callable[[Any], Any]) -> Any:
         """Bring one batch to the device."""
@@ -68,7 +90,7 @@ class LazyStrategy(Strategy):
     ) -> Any:
         """Step one optimizer, and start the computation. Called on every rank. Arguments as in the contract."""
         result = super().optimizer_step(optimizer, step, closure)
-        torch_xla.sync()
+        compute()
         return result
 
     def hold_gradient_sync(self, module: nn.Module) -> AbstractContextManager[Any] | None:
@@ -88,14 +110,70 @@ class LazyStrategy(Strategy):
 
     # -- state ----------------------------------------------------------------------------------------------------
 
+    checkpoint: CheckpointKind = "full"
+    """Whether `save_checkpoint` writes one file, on rank 0, or a folder of shards, on every rank."""
+
+    def to_write(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What this rank writes of what ``save`` collected; may use collectives. Called on every rank.
+
+        Returns:
+            Tensors on any device, and for ``"sharded"`` `Row` and `Share` in the place of what is spread.
+        """
+        compute()
+        return checkpoint if self.global_rank == 0 or self.checkpoint == "sharded" else {}
+
+    def writes_folder(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Whether what `to_write` gave goes into a folder."""
+        return self.checkpoint == "sharded"
+
     def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Write what ``save`` collected, from the CPU: the file can be read where there is no XLA device."""
-        torch_xla.sync()
-        super().save_checkpoint(path, on_cpu(dict(checkpoint)))
+        """Write what ``save`` collected, from the CPU: it can be read where there is no XLA device.
+
+        Called on every rank; returns on every rank when it is on disk.
+
+        Raises:
+            CheckpointError: It cannot be written; on every rank. What was there before is intact.
+        """
+        own = checkpoint if in_background() else on_cpu(self.to_write(checkpoint))
+        if self.writes_folder(own):
+            save_folder(
+                path,
+                mapped(own, Row.share, Row),
+                io=self.surroundings.checkpoint_io,
+                agreement=self.agreement,
+                rank=self.global_rank,
+                world_size=self.world_size,
+            )
+            return
+        with self.agreement.jointly(f"write the checkpoint {str(path)!r}"):
+            if self.global_rank == 0:
+                self.surroundings.checkpoint_io.save(path, own)
+
+    def stage_checkpoint(
+        self, checkpoint: Mapping[str, Any], copied: Callable[[Any], Any]
+    ) -> Mapping[str, Any]:
+        """Copy what this rank will write to the CPU; that waits for the device. Called on every rank.
+
+        Raises:
+            CheckpointError: Some rank could not copy it; on every rank.
+        """
+        own = self.to_write(checkpoint)
+        with self.agreement.jointly("copy the checkpoint"):
+            copy: Mapping[str, Any] = copied(own)
+            return copy
+
+    def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
+        """Read a checkpoint on every rank, onto the CPU. Called on every rank.
+
+        Raises:
+            CheckpointError: Some rank could not read it; on every rank. Where it is its own failure, of the same type.
+        """
+        with self.agreement.jointly(f"read the checkpoint {str(path)!r}"):
+            return super().load_checkpoint(path, weights_only=weights_only)
 
     def plain_value(self, value: Any) -> Any:
         """As the contract; and let the device take over what was restored until now."""
-        torch_xla.sync()
+        compute()
         return super().plain_value(value)
 
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch_xla
 import torch_xla.runtime as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
-from torch_xla.core import xla_model as xm
 
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.contracts.strategy import ReduceOp
-from fabric_core.errors import CheckpointError, ConfigurationError, SetupError
+from fabric_core.errors import ConfigurationError, SetupError
 from fabric_xla import collectives
 from fabric_xla.clipping import gradients_of
 from fabric_xla.hooks import XLA
+from fabric_xla.moving import own_tensors
 from fabric_xla.probes import LOCAL_RANK
 from fabric_xla.store import join_store
 from fabric_xla.strategies.lazy import LazyStrategy, default_device
@@ -117,15 +114,20 @@ class XLAStrategy(LazyStrategy):
 
     def teardown(self) -> None:
         """Let go of the store. Called on every rank; safe to call twice."""
+        super().teardown()
         self._store = None
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Give every process the weights of rank 0. Called on every rank, in the same order."""
-        if self.sync_module_states and self.world_size > 1:
-            xm.collective_broadcast([tensor.data for tensor in (*module.parameters(), *module.buffers())])
+        self.synchronize(module.modules())
         return module
+
+    def synchronize(self, modules: Iterable[nn.Module]) -> None:
+        """Give what some modules themselves have the values that it has on rank 0. Called on every rank."""
+        if self.sync_module_states and self.world_size > 1:
+            collectives.broadcast_(own_tensors(modules))
 
     # -- the step -------------------------------------------------------------------------------------------------
 
@@ -213,52 +215,6 @@ class XLAStrategy(LazyStrategy):
         if self.world_size == 1:
             return super().all_reduce(tensor, op, group)
         return collectives.all_reduce(tensor, op, group)
-
-    # -- state ----------------------------------------------------------------------------------------------------
-
-    def save_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Write the checkpoint on rank 0. Called on every rank; returns on every rank when it is on disk.
-
-        Raises:
-            CheckpointError: It cannot be written; on every rank.
-        """
-        failure: Exception | None = None
-        torch_xla.sync()  # all ranks have to compute the same
-        if self.global_rank == 0:
-            try:
-                super().save_checkpoint(path, checkpoint)
-            except Exception as error:  # the other ranks wait, and have to be told
-                failure = error
-        self._agree(failure, f"Rank {{rank}} could not write the checkpoint {path}: {{reason}}")
-
-    def load_checkpoint(self, path: Path, *, weights_only: bool = True) -> dict[str, Any]:
-        """Read a checkpoint on every rank, onto the CPU. Called on every rank.
-
-        Raises:
-            CheckpointError: Some rank could not read it; on every rank. Where it is its own failure, of the same type.
-        """
-        failure: Exception | None = None
-        checkpoint: dict[str, Any] = {}
-        try:
-            checkpoint = super().load_checkpoint(path, weights_only=weights_only)
-        except Exception as error:  # the other ranks wait, and have to be told
-            failure = error
-        self._agree(failure, f"Rank {{rank}} could not read the checkpoint {path}: {{reason}}")
-        return checkpoint
-
-    def _agree(self, failure: Exception | None, message: str) -> None:
-        """Let all ranks fail when one has. Called on every rank."""
-        if self.world_size == 1:
-            if failure is not None:
-                raise failure
-            return
-        own = None if failure is None else f"{type(failure).__name__}: {failure}"
-        reasons = [json.loads(text) for text in collectives.exchange("agree", json.dumps(own).encode())]
-        if failure is not None:
-            raise failure
-        for rank, reason in enumerate(reasons):
-            if reason is not None:
-                raise CheckpointError(message.format(rank=rank, reason=reason))
 
 
 def _parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:

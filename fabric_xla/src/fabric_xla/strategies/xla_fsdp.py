@@ -5,23 +5,36 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch_xla.distributed.fsdp import XlaFullyShardedDataParallel, checkpoint_module
+from torch_xla.distributed.fsdp.wrap import recursive_wrap
 
 from fabric_core.errors import OptionsError, SetupError, unknown_option
+from fabric_core.materializing import materialize, warn_of_undefined
+from fabric_core.sharded.rows import Row
+from fabric_core.sharded.trees import mapped
 from fabric_xla.clipping import clip_norm, gradients_of
 from fabric_xla.hooks import XLA_FSDP
+from fabric_xla.moving import move_modules
+from fabric_xla.pending import same_random_numbers
 from fabric_xla.sharded_state import (
-    ShardedModule,
+    load_module_state_dict,
     load_optimizer_state_dict,
+    module_state_dict,
     optimizer_state_dict,
+    own_modules,
+    parameters_of,
+    put_back,
     rebind,
+    renew,
+    whole,
 )
+from fabric_xla.strategies.lazy import CheckpointKind, checkpoint_kind
 from fabric_xla.strategies.xla import XLAStrategy
 from fabric_xla.wrapping import classes, wrap_policy
 
@@ -29,7 +42,8 @@ _PARAMETERS = {
     name for name in inspect.signature(XlaFullyShardedDataParallel).parameters if not name.startswith("_")
 }
 _DECIDED_HERE = {
-    *("module", "auto_wrapper_callable", "flatten_parameters", "shard_param_on_dim_0"),
+    *("module", "auto_wrapper_callable", "flatten_parameters", "shard_param_on_dim_0", "param_init_fn"),
+    "coalesce_all_gather_ops",  # which torch_xla has for parameters that are divided along their first dimension only
     *("sharding_groups", "sharding_rank", "sharding_world_size"),
 }
 
@@ -37,15 +51,16 @@ _DECIDED_HERE = {
 class XLAFSDPStrategy(XLAStrategy):
     """torch_xla's ``XlaFullyShardedDataParallel``.
 
-    Checkpoints hold the whole model and the whole optimizer state, as without sharding, and load in any number of
-    processes and under any other strategy. The parameters of a set-up model are in pieces: look at them through a
-    checkpoint, and give optimizers to ``setup`` together with their model.
+    Checkpoints load in any number of processes and under any other strategy. The parameters of a set-up model are the
+    pieces that this process has, laid flat. Optimizers may be made before, or of these.
 
     Args:
         auto_wrap_policy: Which parts are sharded by themselves, so that only one is whole at a time: classes of
             modules, or a function as torch_xla takes it. By default the model as a whole.
         activation_checkpointing: Classes of modules, of those that are wrapped, whose activations are computed again
             in the backward pass.
+        checkpoint: How ``save`` writes. ``"sharded"``: a folder to which each process writes its pieces. ``"full"``:
+            one file, for which rank 0 has to have the memory of the whole model.
         sync_module_states: As in `XLAStrategy`.
         options: Further arguments of ``XlaFullyShardedDataParallel``.
 
@@ -54,17 +69,19 @@ class XLAFSDPStrategy(XLAStrategy):
     """
 
     spec = XLA_FSDP
-    joint_setup = True
+    reads_stored_tensors = True
 
     def __init__(
         self,
         *,
         auto_wrap_policy: Any = None,
         activation_checkpointing: Any = None,
+        checkpoint: CheckpointKind = "sharded",
         sync_module_states: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(sync_module_states=sync_module_states)
+        self.checkpoint = checkpoint_kind(checkpoint)
         _check(options)
         self._policy = wrap_policy("auto_wrap_policy", auto_wrap_policy)
         self._checkpointed = (
@@ -74,43 +91,61 @@ class XLAFSDPStrategy(XLAStrategy):
         )
         self._options = options
 
-    def connect(self) -> None:
-        """As in `XLAStrategy`."""
-        super().connect()
-        self._sharded: WeakKeyDictionary[nn.Module, ShardedModule] = WeakKeyDictionary()
-
     # -- setting up -----------------------------------------------------------------------------------------------
 
+    def module_init_context(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
+        """A context in which a model is created: on the CPU, because it need not fit on the device.
+
+        Args:
+            empty_init: Create it on the meta device, where it takes no memory at all. `setup_module` then gives it
+                values, part by part.
+        """
+        return torch.device("meta" if empty_init else "cpu")
+
+    def move_module(self, module: nn.Module) -> None:
+        """Leave the model where it is: `setup_module` moves it part by part, because it need not fit on the device."""
+
     def setup_module(self, module: nn.Module) -> nn.Module:
-        """Take the parameters apart, in place. Called on every rank, in the same order.
+        """Take the parameters apart, in place, after they have taken the values of rank 0. Called on every rank.
 
         Returns:
             A ``XlaFullyShardedDataParallel``.
 
         Raises:
-            SetupError: The parameters are not in float32, which is all that torch_xla shards.
+            SetupError: It cannot be sharded.
         """
-        wrong = {p.dtype for p in module.parameters()} - {torch.float32}
-        if wrong:
-            raise SetupError(
-                f"The strategy 'xla_fsdp' shards parameters in float32 only, and the {type(module).__name__} has some "
-                f"in {', '.join(map(str, sorted(wrong, key=str)))}. Computation in bfloat16: precision='bf16-mixed'."
+        _check_model(module)
+        parameters = parameters_of(module)
+        undefined: list[str] = []
+        wrap = partial(self._shard, undefined=undefined)
+        if self._policy is not None:
+            recursive_wrap(
+                module,
+                self._policy,
+                wrap,
+                ignored_modules=set(),
+                ignored_params=set(),
+                only_wrap_children=True,
+                recomputed=tuple(self._checkpointed),
             )
-        module = super().setup_module(module)
-        names = ShardedModule.before(module)
-        wrapped: nn.Module = XlaFullyShardedDataParallel(
-            module,
-            auto_wrap_policy=self._policy,
-            auto_wrapper_callable=self._wrap if self._checkpointed else None,
-            **self._options,
-        )
-        self._sharded[module] = names.after()
+        wrapped = wrap(module)
+        put_back(parameters, wrapped)
+        warn_of_undefined(module, undefined)
         return wrapped
 
-    def _wrap(self, module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        if isinstance(module, tuple(self._checkpointed)):
+    def _shard(
+        self, module: nn.Module, *, undefined: list[str], recomputed: tuple[Any, ...] = ()
+    ) -> nn.Module:
+        """Take apart what a module has beside the parts that were taken apart before it."""
+        own = own_modules(module)
+        undefined += materialize(reversed(own), self.root_device)
+        move_modules(own, self.root_device)
+        self.synchronize(own)
+        renew(own)
+        if isinstance(module, recomputed):
             module = checkpoint_module(module)
-        wrapped: nn.Module = XlaFullyShardedDataParallel(module, *args, **kwargs)
+        with same_random_numbers():  # it computes
+            wrapped: nn.Module = XlaFullyShardedDataParallel(module, **self._options)
         return wrapped
 
     def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
@@ -155,31 +190,46 @@ class XLAFSDPStrategy(XLAStrategy):
     # -- state ----------------------------------------------------------------------------------------------------
 
     def module_state_dict(self, module: nn.Module) -> dict[str, Any]:
-        """The whole state of the user's module, on rank 0; empty elsewhere. Called on every rank by ``save``."""
-        sharded = self._sharded.get(module)
-        return super().module_state_dict(module) if sharded is None else sharded.state_dict()
+        """The state of the user's module; what is in pieces comes as rows of the whole."""
+        return module_state_dict(module)
 
     def load_module_state_dict(
         self, module: nn.Module, state: Mapping[str, Any], strict: bool = True
     ) -> None:
-        """Restore a whole state, in place. Called on every rank."""
-        sharded = self._sharded.get(module)
-        if sharded is None:
-            super().load_module_state_dict(module, state, strict)
-        else:
-            sharded.load_state_dict(state, strict)
+        """Restore a whole state, in place; each rank reads only what it holds. Called on every rank."""
+        load_module_state_dict(module, state, strict)
 
     def optimizer_state_dict(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state of an optimizer, on rank 0; empty elsewhere. Called on every rank by ``save``."""
+        """The state of an optimizer, likewise."""
         return optimizer_state_dict(optimizer)
 
     def load_optimizer_state_dict(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-        """Restore a whole state, in place. Called on every rank."""
+        """Restore a whole state, in place; each rank reads only what it holds. Called on every rank."""
         load_optimizer_state_dict(optimizer, state)
+
+    def to_write(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The rows of this rank; or, for one file, the whole on rank 0. Called on every rank."""
+        if self.checkpoint == "full":
+            checkpoint = mapped(checkpoint, whole, Row)
+        return super().to_write(checkpoint)
+
+
+def _check_model(module: nn.Module) -> None:
+    name = type(module).__name__
+    if any(hasattr(parameter, "_is_sharded") for parameter in module.parameters()):
+        raise SetupError(
+            f"The {name} is sharded already, by torch_xla or by another Fabric. Set up the model as it was before."
+        )
+    wrong = {p.dtype for p in module.parameters()} - {torch.float32}
+    if wrong:
+        raise SetupError(
+            f"The strategy 'xla_fsdp' shards parameters in float32 only, and the {name} has some in "
+            f"{', '.join(map(str, sorted(wrong, key=str)))}. Computation in bfloat16: precision='bf16-mixed'."
+        )
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    known = (_PARAMETERS | {"activation_checkpointing", "sync_module_states"}) - _DECIDED_HERE
+    known = (_PARAMETERS | {"activation_checkpointing", "checkpoint", "sync_module_states"}) - _DECIDED_HERE
     for name in options:
         if name in _DECIDED_HERE & _PARAMETERS:
             raise OptionsError(

@@ -20,6 +20,9 @@ from torch_xla.experimental.spmd_fully_sharded_data_parallel import SpmdFullySha
 
 from fabric_core.data.collections import map_tensors
 from fabric_core.errors import OptionsError
+from fabric_core.sharded.shares import Share
+from fabric_core.sharded.trees import mapped, named
+from fabric_xla.divided import in_boxes
 from fabric_xla.hooks import XLA_SPMD
 from fabric_xla.partitioning import (
     BATCH_AXES,
@@ -33,7 +36,7 @@ from fabric_xla.partitioning import (
     fitted,
     partition_of,
 )
-from fabric_xla.strategies.lazy import LazyStrategy, default_device
+from fabric_xla.strategies.lazy import CheckpointKind, LazyStrategy, checkpoint_kind, default_device
 from fabric_xla.wrapping import wrap_policy
 
 _INNER = "_orig_module."  # what torch_xla's wrapper adds to names
@@ -53,6 +56,8 @@ class XLASPMDStrategy(LazyStrategy):
         parallelize_fn: Called with the model and the mesh, to mark tensors by hand (``spmd.mark_sharding``).
         auto_wrap_policy: With ``fsdp``, whose outputs are kept divided too: classes of modules, or a function as
             torch_xla takes it.
+        checkpoint: How ``save`` writes. ``"sharded"``: what is divided goes into a folder, device by device, and is
+            whole nowhere; where nothing is divided, one file. ``"full"``: one file.
 
     Attributes:
         mesh: The mesh of torch_xla, once the job is launched.
@@ -71,6 +76,7 @@ class XLASPMDStrategy(LazyStrategy):
         partition: Rules | None = None,
         parallelize_fn: Callable[[nn.Module, xs.Mesh], None] | None = None,
         auto_wrap_policy: Any = None,
+        checkpoint: CheckpointKind = "sharded",
     ) -> None:
         self._shape = checked_mesh_shape({DATA: -1} if mesh_shape is None else mesh_shape)
         check_rules(partition)
@@ -81,6 +87,7 @@ class XLASPMDStrategy(LazyStrategy):
         self._partition = partition
         self._parallelize = parallelize_fn
         self._policy = wrap_policy("auto_wrap_policy", auto_wrap_policy)
+        self.checkpoint = checkpoint_kind(checkpoint)
         self._inputs: dict[int, xs.ShardingSpec] = {}
 
     @property
@@ -192,3 +199,16 @@ class XLASPMDStrategy(LazyStrategy):
         super().load_module_state_dict(
             module, {inner.get(name, name): value for name, value in state.items()}, strict
         )
+
+    def to_write(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is divided, in the boxes of its devices."""
+        own = super().to_write(checkpoint)
+        if self.checkpoint == "full":
+            return own
+        xm.wait_device_ops()
+        boxes: Mapping[str, Any] = mapped(own, in_boxes, Tensor)
+        return boxes
+
+    def writes_folder(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Whether anything is divided."""
+        return bool(named(checkpoint, lambda value: isinstance(value, Share)))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+__all__ = ["materialize", "warn_of_undefined"]
+
 RESETS = ("reset_parameters", "_reset_parameters")
 """What modules call the method that gives their parameters their first values; the second is PyTorch's own habit."""
 
