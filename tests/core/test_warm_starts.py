@@ -178,7 +178,12 @@ for warm in (None, WarmStart(required=True)):
     (tmp_path / "train.py").write_text(f"{PREAMBLE}\nVARYING = {VARYING}\n{ALIKE}")
     flags = ("-O", "-X", "dev", "-X", "utf8", "-W", "error")
     ended = subprocess.run(
-        [sys.executable, *flags, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, *flags, "-c", program],
+        cwd=tmp_path,
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     for rank in range(2):
@@ -419,9 +424,64 @@ run_ranks(RankCommand("train.py"), num_processes=2, warm=WarmStart())
     code, err = job.end(within=30)
     assert code == 1
     assert (
-        "LaunchError: Rank 1 could not be started: the process that is copied for every rank does not do so"
+        "Rank 1 could not be started as a copy of the warm process: the process to be copied was killed"
         in err
     )
+
+
+TELLING = """
+import os, time
+with open("pid.part", "w") as file:
+    file.write(str(os.getpid()))
+os.rename("pid.part", "pid")
+time.sleep(60)
+"""
+
+
+def wait_until_gone(pid: int) -> None:
+    until = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "it would sleep for a minute"
+        time.sleep(0.02)
+
+
+def test_a_system_that_gives_the_copies_to_another_process_is_noticed(job: Job) -> None:
+    """Their ends could not be seen. They end with the supervisor nevertheless."""
+    program = """
+import contextlib
+from fabric_core.supervisor import RankCommand, WarmStart, run_ranks, starters
+starters.adopting = contextlib.nullcontext
+run_ranks(RankCommand("train.py"), num_processes=2, warm=WarmStart())
+"""
+    (job.folder / "train.py").write_text(TELLING)
+    job.process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=job.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    code, err = job.end()
+    assert code == 1
+    assert (
+        "Rank 0 could not be started as a copy of the warm process: the copy has become the child of another"
+        in err
+    )
+    if (job.folder / "pid").exists():
+        wait_until_gone(int((job.folder / "pid").read_text()))
+
+
+def test_what_imports_change_in_the_environment_and_on_the_path_stays_changed(job: Job) -> None:
+    source = """
+    import os, sys
+    os.environ["ADDED"] = "yes"
+    del os.environ["REMOVED"]
+    sys.path.append("/appended")
+    """
+    write_module(job.folder, "changes", source)
+    looks = "answer([os.environ.get('ADDED'), os.environ.get('REMOVED'), os.environ['RANK'], sys.path[-1]])"
+    zero, one = job.answers(looks, "changes", REMOVED="there")
+    assert (zero, one) == (["yes", None, "0", "/appended"], ["yes", None, "1", "/appended"])
 
 
 def test_ranks_are_copied_again_from_the_same_process_and_from_another_if_that_is_gone(job: Job) -> None:

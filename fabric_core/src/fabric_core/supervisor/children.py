@@ -43,9 +43,14 @@ class ProcessChild:
 
 
 class AdoptedChild:
-    """A child that another process has forked."""
+    """A child that another process has forked.
+
+    Raises:
+        ChildProcessError: The process is no child of this one.
+    """
 
     def __init__(self, pid: int) -> None:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         self.pid = pid
         self._status: int | None = None
 

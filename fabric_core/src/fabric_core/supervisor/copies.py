@@ -33,8 +33,10 @@ def become_copies() -> None:
     with socket.socket(fileno=int(os.environ.pop(WARM_FD))) as channel:
         channel.set_inheritable(False)
         order, _ = receive(channel)
+        before = dict(os.environ)
         if order is not None:
             send(channel, {"hazard": _warm_up(order["steps"], order["folder"])})
+        after = dict(os.environ)
         while order is not None:
             order, descriptors = receive(channel)
             if order is None:
@@ -46,6 +48,7 @@ def become_copies() -> None:
                 continue
             if pid == 0:
                 _take_over(order, descriptors)
+                _change_variables(before, after)
                 return
             send(channel, {"pid": pid})
             for descriptor in descriptors:
@@ -59,9 +62,8 @@ def become_copies() -> None:
 def _warm_up(steps: Iterable[str], folder: str) -> str:
     """Import modules and call functions; what speaks against copying this process then, empty when nothing does."""
     gc.disable()  # nothing of this is garbage, and a collection writes into every page that copies could share
-    path = list(sys.path)
-    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
-        sys.path.insert(0, folder)  # a module there that hides another one is to hide it here, too
+    own = [] if getattr(sys.flags, "safe_path", sys.flags.isolated) else [folder]
+    sys.path[:0] = own  # a module there that hides another one is to hide it here, too
     try:
         for step in steps:
             module, _, function = step.partition(":")
@@ -71,7 +73,8 @@ def _warm_up(steps: Iterable[str], folder: str) -> str:
     except BaseException as error:
         return f"{step} fails: {type(error).__name__}: {error}"
     finally:
-        sys.path[:] = path
+        for folder in own:
+            sys.path.remove(folder)
     hazard = _hazard()
     gc.freeze()
     return hazard
@@ -155,6 +158,13 @@ def _take_over(order: Mapping[str, Any], descriptors: list[int]) -> None:
         os.close(null)
     _seed_anew()
     gc.enable()
+
+
+def _change_variables(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Change what the imports have changed in the environment of the warm process."""
+    os.environ.update({name: value for name, value in after.items() if before.get(name) != value})
+    for name in before.keys() - after.keys():
+        os.environ.pop(name, None)
 
 
 def _seed_anew() -> None:

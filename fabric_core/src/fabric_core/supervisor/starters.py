@@ -145,7 +145,7 @@ class WarmStarter:
             self.close()
             return ""
         if answer is None:
-            hazard = f"the process to be copied was {died_of(self._process.wait())}"
+            hazard = self._end_of_process()
         else:
             hazard = str(answer["hazard"])
         self._channel.settimeout(_LONGEST_FORK)
@@ -161,15 +161,23 @@ class WarmStarter:
             with adopting():
                 send(self._channel, {"environ": dict(environ), "reads": reads}, fds)
                 answer, _ = receive(self._channel)
-            answer = answer or {"error": "it has ended"}
+            if answer is not None and "pid" in answer:
+                return AdoptedChild(answer["pid"])
+            reason = self._end_of_process() if answer is None else answer["error"]
+        except ChildProcessError:
+            reason = "the copy has become the child of another process"
+        except BrokenPipeError:
+            reason = self._end_of_process()
         except OSError as error:
-            answer = {"error": str(error)}
-        if "error" in answer:
-            raise LaunchError(
-                f"Rank {environ['RANK']} could not be started: the process that is copied for every rank does not do "
-                f"so ({answer['error']}). Start the ranks afresh: --start=fresh, or FABRIC_START=fresh."
-            )
-        return AdoptedChild(answer["pid"])
+            reason = str(error)
+        raise LaunchError(
+            f"Rank {environ['RANK']} could not be started as a copy of the warm process: {reason}. "
+            "Start the ranks afresh: --start=fresh, or FABRIC_START=fresh."
+        )
+
+    def _end_of_process(self) -> str:
+        assert self._process is not None, "it was started before the channel was used"
+        return f"the process to be copied was {died_of(self._process.wait())}"
 
     def close(self) -> None:
         """End the warm process. It has nothing to save."""
