@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -73,20 +73,15 @@ def test_inside_of_a_users_autocast_the_users_is_back_afterwards(fabric: Fabric)
         assert state() == outside
 
 
-def test_weights_are_converted_once_per_pass_and_forgotten_after_the_outermost() -> None:
-    def conversions(context: Any) -> list[int]:
-        """How many graph nodes of conversions a weight has: one as long as what was converted is kept."""
+def test_weights_are_converted_once_per_pass_and_anew_in_the_next() -> None:
+    for context in (light_autocast, torch.autocast):
         weight = nn.Parameter(torch.ones(4, 4))
-        counts = []
-        for _ in range(2):
-            with context():
+        for value in (1.0, 2.0):
+            with context("cpu", torch.bfloat16):
                 one, other = ONES @ weight, ONES @ weight
-            nodes = {product.grad_fn.next_functions[1][0] for product in (one, other)}
-            counts.append(len(nodes))
-        return counts
-
-    assert conversions(lambda: light_autocast("cpu", torch.bfloat16)) == [1, 1]
-    assert conversions(lambda: torch.autocast("cpu", torch.bfloat16)) == [1, 1]
+            assert one.grad_fn.next_functions[1][0] is other.grad_fn.next_functions[1][0]
+            assert one[0, 0] == 4 * value
+            weight.data.add_(1.0)
 
 
 def test_passes_in_passes_and_in_threads_do_not_disturb_each_other(fabric: Fabric) -> None:
@@ -160,12 +155,22 @@ def test_a_model_is_one_graph_whether_it_was_compiled_before_or_after_setup(
     assert plain[0].weight.grad is not None
 
 
-def test_a_function_that_enters_it_is_one_graph(fabric: Fabric) -> None:
-    def product(inputs: Tensor) -> Tensor:
-        with fabric.autocast():
-            return inputs @ inputs.T
+def test_a_function_that_enters_it_is_the_graph_that_pytorchs_own_would_make(fabric: Fabric) -> None:
+    def graph_of(context: Callable[[], Any]) -> list[str]:
+        def product(inputs: Tensor) -> Tensor:
+            with context():
+                return inputs @ inputs.T
 
-    assert torch.compile(product, backend="aot_eager", fullgraph=True)(ONES).dtype is torch.bfloat16
+        nodes: list[str] = []
+
+        def backend(graph: Any, _: Any) -> Any:
+            nodes.extend(str(node.target) for node in graph.graph.nodes)
+            return graph.forward
+
+        assert torch.compile(product, backend=backend, fullgraph=True)(ONES).dtype is torch.bfloat16
+        return nodes
+
+    assert graph_of(fabric.autocast) == graph_of(lambda: torch.autocast("cpu", torch.bfloat16))
 
 
 def test_an_exported_or_traced_model_computes_in_half_precision(fabric: Fabric) -> None:

@@ -164,6 +164,10 @@ def test_gradients_that_are_set_to_zero_instead_are_zero(way: str, fabric: Fabri
         optimizer.zero_grad(set_to_none=False)
         assert model.weight.grad is gradient
         assert not gradient.any()
+        gradient.fill_(1)
+        optimizer.zero_grad(False)
+        assert model.weight.grad is gradient
+        assert not gradient.any()
         optimizer.zero_grad(True)
         assert model.weight.grad is None
 
@@ -241,20 +245,21 @@ def test_a_monitor_that_sees_costly_ranges_only_gets_them(
 # -- hooks --------------------------------------------------------------------------------------------------------
 
 
-def test_hooks_of_one_optimizer_are_called_while_they_are_registered(way: str, fabric: Fabric) -> None:
+@pytest.mark.parametrize("kind", ["pre", "post"])
+@pytest.mark.parametrize("face", ["set up", "raw"])
+def test_hooks_of_one_optimizer_are_called_while_they_are_registered(
+    way: str, fabric: Fabric, kind: str, face: str
+) -> None:
     _, optimizer = set_up(fabric)
     raw, seen = unwrap(optimizer), []
+    register = getattr(optimizer if face == "set up" else raw, f"register_step_{kind}_hook")
     optimizer.step()
-    handles = [
-        optimizer.register_step_pre_hook(lambda one, args, kwargs: seen.append(("before", one, args))),
-        raw.register_step_post_hook(lambda one, args, kwargs: seen.append(("after", one, args))),
-    ]
+    handle = register(lambda one, args, kwargs: seen.append((one, args)))
     optimizer.step()
-    assert seen == [("before", raw, (raw,)), ("after", raw, (raw,))]
-    for handle in handles:
-        handle.remove()
+    assert seen == [(raw, (raw,))]
+    handle.remove()
     optimizer.step()
-    assert len(seen) == 2
+    assert len(seen) == 1
 
 
 def test_a_hook_may_replace_the_arguments(way: str, fabric: Fabric) -> None:
@@ -383,6 +388,20 @@ def test_what_a_class_overrides_is_called(way: str, fabric: Fabric) -> None:
     optimizer.zero_grad()
     assert calls == ["step", "zero_grad"]
     assert model.weight.grad is None
+
+
+def test_an_override_that_keeps_the_compiler_out_is_called(way: str, fabric: Fabric) -> None:
+    class Mine(torch.optim.SGD):
+        @torch._disable_dynamo
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            calls.append("zero_grad")
+
+    calls: list[str] = []
+    model, optimizer = set_up(fabric, Mine)
+    fabric.backward(model(INPUTS).square().mean())
+    optimizer.zero_grad()
+    assert calls == ["zero_grad"]
+    assert model.weight.grad is not None
 
 
 def test_an_optimizer_that_never_ran_pytorchs_constructor_steps(way: str, fabric: Fabric) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,28 +23,26 @@ from torch.optim import optimizer as torchs
 LOOKED_AT = ("2.13.",)
 """Beginnings of the versions of PyTorch whose private parts are as this module takes them to be."""
 
-_BEFORE, _AFTER = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
-
 
 def direct_step(optimizer: Optimizer) -> Callable[..., Any]:
     """What takes a step of an optimizer, as ``optimizer.step`` does; chosen once."""
     hooked = type(optimizer).step
     inner = _inside(hooked, torchs.Optimizer.profile_hook_step, "func")
-    if inner is None or not {_BEFORE, _AFTER} <= vars(optimizer).keys():
+    if inner is None:
         return lambda *args, **kwargs: optimizer.step(*args, **kwargs)
     everyones_before, everyones_after = (
         torchs._global_optimizer_pre_hooks,
         torchs._global_optimizer_post_hooks,
     )
     in_range = _ranges(optimizer, "step")
-    attributes: Any = vars(optimizer)
+    attributes = vars(optimizer)
 
     def step(*args: Any, **kwargs: Any) -> Any:
         if (
             everyones_before
             or everyones_after
-            or attributes[_BEFORE]
-            or attributes[_AFTER]
+            or optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
             or "step" in attributes
             or type(optimizer).step is not hooked
             or _is_looked_at()
@@ -62,16 +61,9 @@ def direct_zero_grad(optimizer: Optimizer) -> Callable[..., None]:
     if inner is None or inner.__module__ != torchs.__name__:
         return lambda *args, **kwargs: optimizer.zero_grad(*args, **kwargs)
     in_range = _ranges(optimizer, "zero_grad")
-    attributes: Any = vars(optimizer)
 
     def zero_grad(*args: Any, **kwargs: Any) -> None:
-        if (
-            args
-            or kwargs
-            or "zero_grad" in attributes
-            or type(optimizer).zero_grad is not disabled
-            or _is_looked_at()
-        ):
+        if args or kwargs or type(optimizer).zero_grad is not disabled or _is_looked_at():
             optimizer.zero_grad(*args, **kwargs)
             return
         with in_range():
@@ -83,9 +75,10 @@ def direct_zero_grad(optimizer: Optimizer) -> Callable[..., None]:
 
 
 def _ranges(optimizer: Optimizer, method: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Opens what ``torch.profiler.record_function`` would, for a profiler that was started past Python."""
-    name, kind = f"Optimizer.{method}#{type(optimizer).__name__}.{method}", {"scope": "user_scope"}
-    return lambda: torch._C._profiler._RecordFunctionFast(name, (), kind)
+    """Makes ranges of the usual name, for a profiler that was started past Python; without one they do nothing."""
+    return partial(
+        torch._C._profiler._RecordFunctionFast, f"Optimizer.{method}#{type(optimizer).__name__}.{method}"
+    )
 
 
 def _is_looked_at() -> bool:
