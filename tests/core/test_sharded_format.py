@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from fabric_core import CheckpointError, Fabric, UnsafeCheckpointError
 from fabric_core.beside import temporary_for
 from fabric_core.parts.torch_file import TorchFile
-from fabric_core.sharded import safetensors, writing
+from fabric_core.sharded import reading, safetensors, writing
 from fabric_core.sharded.boxes import Box, boxes_of_row, tile, whole_box
 from fabric_core.sharded.dtypes import DTYPES
 from fabric_core.sharded.manifest import Chunk, Entry, as_text
@@ -131,6 +131,36 @@ def test_boxes_cover_a_tensor_exactly_when_each_element_is_in_one(seed: int) -> 
         assert tile(shape, boxes) == bool((counts == 1).all())
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_any_box_of_any_dtype_is_read_through_a_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    draw = random.Random(seed)
+    monkeypatch.setattr(reading, "PIECE", draw.choice([1, 16, 24, 100]))
+    monkeypatch.setattr(writing, "LARGEST_CHUNK", draw.choice([40, 200, 10_000]))
+    shape = [draw.randint(1, 9) for _ in range(draw.randint(0, 3))]
+    dtype = draw.choice([torch.float64, torch.int16, torch.bfloat16, torch.bool])
+    whole = torch.randint(0, 2 if dtype is torch.bool else 100, shape).to(dtype)
+    folder = write(tmp_path / "folder", {"large": whole})
+    stored = ShardedFolder(folder).values(TorchFile().load)["large"]
+    for _ in range(10):
+        begin = [draw.randrange(size) for size in shape]
+        box = Box(
+            tuple(begin), tuple(draw.randint(1, size - at) for size, at in zip(shape, begin, strict=True))
+        )
+        part = torch.zeros([*box.lengths, 2], dtype=draw.choice([dtype, torch.float64]))[..., 0]
+        stored.read_into([(box, part)])
+        assert torch.equal(part, whole[box.within(whole_box(shape))].to(part.dtype))
+    shard = next(folder.glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + bytes([shard.read_bytes()[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"checksum.*differs"):
+        ShardedFolder(folder).values(TorchFile().load)["large"].read()
+    with pytest.raises(CheckpointError, match=r"checksum.*differs"):
+        ShardedFolder(folder).values(TorchFile().load)["large"].read_into(
+            [(whole_box(shape), torch.zeros([*shape, 2], dtype=dtype)[..., 0])]
+        )
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_none_of_the_chunks_that_a_box_needs_is_overlooked(seed: int) -> None:
     draw = random.Random(seed)
@@ -216,9 +246,9 @@ def test_of_large_tensors_only_the_chunks_that_are_needed_are_read(
     folder = ShardedFolder(write(tmp_path / "folder", {"large": whole}))
     assert {chunk.box.numel for chunk in folder.manifest.tensors["large"].chunks} == {16}
     keys: list[str] = []
-    reading = safetensors.SafetensorsFile.read_into
+    opened = safetensors.SafetensorsFile.opened
     monkeypatch.setattr(
-        safetensors.SafetensorsFile, "read_into", lambda *args: (keys.append(args[1]), reading(*args))[1]
+        safetensors.SafetensorsFile, "opened", lambda *args: (keys.append(args[1]), opened(*args))[1]
     )
     stored = folder.values(TorchFile().load)["large"]
     assert torch.equal(stored.read_row(10, 20), whole.view(-1)[10:30])

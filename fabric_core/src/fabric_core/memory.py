@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
-__all__ = ["in_large_pages", "in_large_pages_at"]
+__all__ = ["for_a_while", "in_large_pages", "in_large_pages_at"]
 
 WORTH_IT = 4 << 20
 """Bytes; less is not worth the call."""
@@ -33,6 +33,16 @@ def in_large_pages_at(address: int, size: int) -> None:
     if size >= WORTH_IT:
         begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         _advise()(begin, (address + size - begin) // mmap.PAGESIZE * mmap.PAGESIZE)
+
+
+def for_a_while(numel: int, kind: dtype) -> Tensor:
+    """A row of at least one element on the CPU, whose memory goes back to the system when nobody has it any more.
+
+    What threads allocate in the usual way is kept for them, each its own.
+    """
+    import torch
+
+    return torch.frombuffer(mmap.mmap(-1, numel * kind.itemsize), dtype=kind)
 
 
 @functools.cache

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fabric_core.checked import PIECE
 from fabric_core.errors import CheckpointError
-from fabric_core.memory import in_large_pages
+from fabric_core.memory import for_a_while, in_large_pages
 from fabric_core.sharded.boxes import Box, boxes_of_row, whole_box
 from fabric_core.sharded.folders import find
 from fabric_core.sharded.manifest import VALUES, Chunk, Entry, Manifest
@@ -35,7 +36,7 @@ __all__ = [
 
 
 READERS = 2
-"""Threads that read at once. Each may need memory for a chunk."""
+"""Threads that read at once."""
 Targets = Sequence[tuple[Box, Tensor]]
 """Parts of a tensor, and where each is to go."""
 
@@ -156,17 +157,15 @@ class ShardedFolder:
                 f"manifest says, which is part of {name!r}."
             )
         box, target = wanted[0]
-        straight = box == chunk.box and _is_row(target, entry.dtype)
-        data = (
-            target.detach() if straight else torch.empty(chunk.box.lengths, dtype=entry.dtype, device="cpu")
-        )
-        if file.read_into(chunk.key, data) != chunk.checksum:
+        if box == chunk.box and _is_row(target, entry.dtype):
+            checksum = file.read_into(chunk.key, target.detach())
+        else:
+            checksum = _read_through(file, chunk, entry.dtype, wanted)
+        if checksum != chunk.checksum:
             raise CheckpointError(
                 f"The checkpoint {str(self.path)!r} is damaged: the checksum of {chunk.key!r} in {chunk.file!r}, which "
                 f"is part of {name!r}, differs."
             )
-        for box, target in () if straight else wanted:
-            target.copy_(data[box.within(chunk.box)])
 
     def _file(self, name: str) -> SafetensorsFile:
         if name not in self._files:
@@ -314,6 +313,21 @@ def verify(path: Path, load: Callable[[Path], Any]) -> None:
     """Read all of a checkpoint, one tensor after the other, and keep nothing. Arguments and errors as above."""
     for stored in named(read_checkpoint(path, load), lambda value: isinstance(value, StoredTensor)).values():
         stored.read()
+
+
+def _read_through(file: SafetensorsFile, chunk: Chunk, dtype: torch.dtype, wanted: Targets) -> int:
+    """Read a chunk through a little memory, and copy from there what is wanted; its checksum."""
+    checksum, numel = 0, max(1, PIECE // dtype.itemsize)
+    buffer = for_a_while(min(numel, chunk.box.numel), dtype)
+    with file.opened(chunk.key) as read:
+        for piece in chunk.box.pieces(numel):
+            data = buffer[: piece.numel].view(piece.lengths)
+            checksum = read(data, checksum)
+            for box, target in wanted:
+                common = piece.overlap(box)
+                if common is not None:
+                    target[common.within(box)].copy_(data[common.within(piece)])
+    return checksum
 
 
 def _is_row(target: Tensor, dtype: torch.dtype) -> bool:

@@ -11,7 +11,8 @@ import ctypes
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -117,19 +118,33 @@ class SafetensorsFile:
                 raise CheckpointError(f"The file {str(path)!r} is damaged: it has {there} bytes, not {size}.")
             self.places = _places(path, file, there, header)
 
-    def read_into(self, name: str, target: Tensor) -> int:
-        """Read a tensor into one of its dtype and as large, contiguous, on the CPU; its checksum.
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Callable[[Tensor, int], int]]:
+        """Read a tensor piece by piece.
+
+        Yields:
+            What reads the next bytes into a contiguous tensor on the CPU: it takes the checksum of the bytes before
+            these, and returns the one with these.
 
         Raises:
             CheckpointError: The file has become shorter, or cannot be read.
         """
-        place = self.places[name]
         with open_regular(self.path) as file:
-            file.seek(place.begin)
-            got, checksum = read_into(file, bytes_of(target))
-        if got < place.size:
-            raise CheckpointError(f"The file {str(self.path)!r} ends within the tensor {name!r}.")
-        return checksum
+            file.seek(self.places[name].begin)
+
+            def read(target: Tensor, before: int) -> int:
+                buffer = bytes_of(target)
+                got, checksum = read_into(file, buffer, before)
+                if got < len(buffer):
+                    raise CheckpointError(f"The file {str(self.path)!r} ends within the tensor {name!r}.")
+                return checksum
+
+            yield read
+
+    def read_into(self, name: str, target: Tensor) -> int:
+        """Read a tensor into one of its dtype and as large, contiguous, on the CPU; its checksum. Errors as above."""
+        with self.opened(name) as read:
+            return read(target, 0)
 
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU."""
