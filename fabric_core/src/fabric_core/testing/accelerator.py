@@ -248,6 +248,17 @@ class AcceleratorConformance(PartConformance):
         for trained in on_ranks("fabric_core.testing.programs.small_training", arguments):
             self._compare(trained)
 
+    def test_it_works_in_a_copy_of_a_process_where_its_spec_says_so(self) -> None:
+        """What ``forkable=True`` promises: ranks may be copies of a process that has imported PyTorch."""
+        self._need_device()
+        if not self.spec.forkable:
+            pytest.skip("its spec does not say forkable=True")
+        need_plan(accelerator=self.name)
+        arguments = {"fabric": {"accelerator": self.name, "devices": 1}}
+        options = {"processes": 1, "accelerator": self.name, "start": "warm"}
+        for trained in on_ranks("fabric_core.testing.programs.small_training", arguments, **options):
+            self._compare(trained)
+
     def test_it_is_torn_down_twice_without_complaint(self) -> None:
         """It is, where a job fails while it is closed."""
         accelerator = self._made()
