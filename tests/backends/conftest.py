@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +21,13 @@ from outside import outside_of_jobs
 
 SUPERVISOR = """
 import sys
-from fabric_core.supervisor import RankCommand, run_ranks
-sys.exit(run_ranks(RankCommand(sys.argv[1]), num_processes=int(sys.argv[2])))
+from fabric_core.supervisor import RankCommand, WarmStart, run_ranks
+script, processes, *imports = sys.argv[1:]
+sys.exit(run_ranks(RankCommand(script), num_processes=int(processes), warm=WarmStart(tuple(imports))))
 """
+
+IMPORTED = re.compile(r"^(?:from|import) ((?:torch|fabric_)[\w.]*)", re.MULTILINE)
+"""What a script imports first of all. One process does so, and is copied for each rank, as by ``fabric run``."""
 
 # What every script begins with: a strategy on this rank, and a way to tell the test what was found.
 PREAMBLE = """
@@ -126,8 +131,9 @@ class Programs:
 
     def on_ranks(self, text: str, num_processes: int = 2, timeout: float = 100, **environ: str) -> Finished:
         """Run a script on several ranks. Warnings are errors there, too."""
-        script = str(self.write(text))
-        supervisor = ("-W", "error", "-c", SUPERVISOR, script, str(num_processes))
+        script = self.write(text)
+        imports = dict.fromkeys(IMPORTED.findall(script.read_text(encoding="utf-8")))
+        supervisor = ("-W", "error", "-c", SUPERVISOR, str(script), str(num_processes), *imports)
         return self.run(*supervisor, timeout=timeout, **environ)
 
     def answers_of(self, text: str, num_processes: int = 2, **options: Any) -> list[Any]:
