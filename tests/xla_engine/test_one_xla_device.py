@@ -498,3 +498,59 @@ def test_the_collectives_are_there_in_torch_xla(fabric: Any, monkeypatch: pytest
     assert (sent["a"][0].device, sent["a"][0].dtype) == (fabric.device, torch.bfloat16)
     with pytest.raises(WrongTypeError, match="it does not pickle"):
         collectives.broadcast_object(lambda: 0, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"auto_wrap_policy": {nn.Linear}}], ids=["one part", "parts"])
+def test_an_evaluation_leaves_nothing_behind_that_is_out_of_date(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """torch_xla keeps parameters whole after a forward pass that no backward pass follows."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    reference = copy.deepcopy(plain)
+    inputs = torch.randn(3, 4)
+    step = torch.optim.SGD(reference.parameters(), lr=0.1)
+    with Fabric(accelerator="tpu", strategy="xla_fsdp", devices=1, strategy_options=options) as fabric:
+        model, optimizer = fabric.setup(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
+        there = inputs.to(fabric.device)
+        fabric.save(tmp_path / "first", {"model": model})
+        first = copy.deepcopy(reference.state_dict())
+
+        def evaluated() -> float:
+            with torch.no_grad():
+                return float((model(there).cpu() - reference(inputs)).abs().max())
+
+        assert evaluated() < 1e-6
+        for _ in range(2):
+            fabric.backward(model(there).square().sum())
+            reference(inputs).square().sum().backward()
+            evaluated()
+            optimizer.step()
+            step.step()
+            optimizer.zero_grad()
+            step.zero_grad()
+            assert evaluated() < 1e-5, "after a step"
+        fabric.load(tmp_path / "first", {"model": model})
+        reference.load_state_dict(first)
+        assert evaluated() < 1e-6, "after a checkpoint was loaded"
+        with torch.no_grad():
+            for parameter in (*model.parameters(), *reference.parameters()):
+                parameter.mul_(0.5)
+        assert evaluated() < 1e-6, "after a change in place"
+
+
+def test_gradients_that_were_held_back_are_dropped_with_the_others(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(4, 2)
+    reference = copy.deepcopy(plain)
+    inputs = torch.ones(2, 4)
+    with Fabric(accelerator="tpu", strategy="xla_fsdp", devices=1) as fabric:
+        model, optimizer = fabric.setup(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
+        with fabric.no_backward_sync(model):
+            fabric.backward(model(inputs.to(fabric.device)).sum())
+        optimizer.zero_grad()
+        fabric.backward(model(inputs.to(fabric.device)).sum())
+        optimizer.step()
+        fabric.save(tmp_path / "after", {"model": model})
+        after = fabric.load(tmp_path / "after")["model"]
+        assert torch.equal(after["bias"], reference.bias - 0.1 * 2)

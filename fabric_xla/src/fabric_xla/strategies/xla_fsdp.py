@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from fabric_core.materializing import materialize, warn_of_undefined
 from fabric_core.sharded.rows import Row
 from fabric_core.sharded.trees import mapped
 from fabric_xla.clipping import clip_norm, gradients_of
+from fabric_xla.gathered import drop_held, let_go, look_out, scale_held
 from fabric_xla.hooks import XLA_FSDP
 from fabric_xla.moving import move_modules
 from fabric_xla.pending import same_random_numbers
@@ -91,6 +93,11 @@ class XLAFSDPStrategy(XLAStrategy):
         )
         self._options = options
 
+    def connect(self) -> None:
+        """As in `XLAStrategy`."""
+        super().connect()
+        self._models: WeakSet[nn.Module] = WeakSet()
+
     # -- setting up -----------------------------------------------------------------------------------------------
 
     def module_init_context(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
@@ -130,6 +137,8 @@ class XLAFSDPStrategy(XLAStrategy):
             )
         wrapped = wrap(module)
         put_back(parameters, wrapped)
+        look_out(wrapped)
+        self._models.add(wrapped)
         warn_of_undefined(module, undefined)
         return wrapped
 
@@ -157,6 +166,28 @@ class XLAFSDPStrategy(XLAStrategy):
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Nothing: the backward pass has averaged each gradient and dealt it out."""
+
+    def optimizer_step(
+        self, optimizer: Optimizer, step: Callable[..., Any], closure: Callable[[], Any] | None
+    ) -> Any:
+        """As in `XLAStrategy`; see [Note: gathered parameters]."""
+        for model in self._models:
+            let_go(model)
+        return super().optimizer_step(optimizer, step, closure)
+
+    def zero_gradients(
+        self, optimizer: Optimizer, zero_grad: Callable[..., None], *args: Any, **kwargs: Any
+    ) -> None:
+        """As the contract; also drops what `hold_gradient_sync` has held back."""
+        zero_grad(*args, **kwargs)
+        own = {id(piece) for group in optimizer.param_groups for piece in group["params"]}
+        for model in self._models:
+            drop_held(model, own)
+
+    def scale_gradients(self, module: nn.Module, factor: float) -> None:
+        """As the contract; also scales what `hold_gradient_sync` has held back."""
+        super().scale_gradients(module, factor)
+        scale_held(module, factor)
 
     def hold_gradient_sync(self, module: nn.Module) -> AbstractContextManager[Any] | None:
         """A context in which whole gradients are added up on each rank alone, in more memory. Called on every rank."""
