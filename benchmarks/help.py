@@ -50,7 +50,7 @@ FIGURE = Commands(
     name="help",
     about=__doc__,
     contenders={PLAIN: plain, LIGHTNING: lightning_fabric, ACCELERATE: accelerate, OURS: fabric},
-    cases=(Case(HELP, rounds=5), Case(LIST, rounds=9, contenders=(OURS,))),
+    cases=(Case(HELP, rounds=4), Case(LIST, rounds=9, contenders=(OURS,))),
     measures=(Measure("wall", "ms", "wall"), Measure("cpu", "ms", "CPU")),
     targets=(Target(HELP, "wall", 120, Against.VALUE), Target(LIST, "wall", 200, Against.VALUE)),
 )

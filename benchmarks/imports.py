@@ -54,7 +54,7 @@ FIGURE = Commands(
     name="imports",
     about=__doc__,
     contenders={PLAIN: plain, LIGHTNING: lightning_fabric, ACCELERATE: accelerate, OURS: fabric},
-    cases=(Case("", rounds=7),),
+    cases=(Case("", rounds=5),),
     measures=(
         Measure("own_cpu", "ms", "CPU"),
         Measure("own_wall", "ms", "wall"),

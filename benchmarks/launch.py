@@ -89,7 +89,7 @@ FIGURE = Commands(
         FRESH: fabric_fresh,
     },
     on_one_core=False,
-    cases=(Case("", rounds=5),),
+    cases=(Case("", rounds=4),),
     measures=(
         Measure("first_step", "s", "to the first step"),
         Measure("cpu", "s", "CPU"),

@@ -49,7 +49,7 @@ FIGURE = Commands(
     name="minimal",
     about=__doc__,
     contenders={PLAIN: plain, LIGHTNING: lightning_fabric, ACCELERATE: accelerate, OURS: fabric},
-    cases=(Case("", rounds=5),),
+    cases=(Case("", rounds=4),),
     measures=(
         Measure("own_cpu", "s", "CPU"),
         Measure("wall", "s", "wall"),

@@ -25,6 +25,7 @@ REPORTS = "BENCHMARK_REPORTS"
 PROGRAMS = Path(__file__).parents[1] / "programs"
 _PR_SET_CHILD_SUBREAPER = 36
 _LONGEST = 180.0
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,21 @@ class Commands(Figure):
                 samples: dict[str, list[Sample]] = {name: [] for name in names}
                 for number, turn in enumerate(turns(names, rounds if choice.quick else rounds + 1)):
                     for name in turn:
-                        sample = run_command(commands[name], self.on_one_core)
+                        sample = persistent(commands[name], self.on_one_core)
                         if number or choice.quick:
                             samples[name].append(sample)
                 runs[case.name] = samples
         return runs
+
+
+def persistent(command: Command, on_one_core: bool) -> Sample:
+    """One run that succeeds. Ranks of any library may die at their end, once in many launches: it is run again then."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return run_command(command, on_one_core)
+        except RuntimeError as failed:
+            print(f"Run again, because {str(failed)[:500]}", file=sys.stderr, flush=True)
+    return run_command(command, on_one_core)
 
 
 def run_command(command: Command, on_one_core: bool) -> Sample:
@@ -107,11 +118,18 @@ def run_command(command: Command, on_one_core: bool) -> Sample:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if on_one_core else None,
+                start_new_session=True,  # a command that ends its process group ends nothing else
             )
-            pss = _at_first_step(process, reports, command.waits_for, started) if command.waits_for else {}
-            code = process.wait(_LONGEST)
-            wall = time.monotonic() - started
-            _reap()
+            try:
+                pss = (
+                    _at_first_step(process, reports, command.waits_for, started) if command.waits_for else {}
+                )
+                code = process.wait(_LONGEST)
+                wall = time.monotonic() - started
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                _reap()
             if code:
                 output.seek(0)
                 raise RuntimeError(f"{' '.join(command.words)} ended with {code}:\n{output.read()[-4000:]}")
@@ -127,7 +145,6 @@ def _at_first_step(
     """Wait until all ranks have made their first step, read the memory of all processes, and let them go on."""
     while len(reports := _reports(folder)) < ranks:
         if process.poll() is not None or time.monotonic() - started > _LONGEST:
-            process.kill()
             return {}
         time.sleep(0.01)
     sample = {

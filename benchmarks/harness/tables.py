@@ -51,8 +51,11 @@ def _cells(number: Number | None) -> list[str]:
 VERDICT_HEAD = ["figure", "what", "target", "fabric", "", "plain, again", "lightning-fabric", "accelerate"]
 
 
-def verdict_lines(figure: Figure, rows: Sequence[Row]) -> list[list[str]]:
-    """A line for each target: what was promised, what was found, and the same of the others."""
+def verdict_lines(figure: Figure, rows: Sequence[Row], busy: bool = False) -> list[list[str]]:
+    """A line for each target: what was promised, what was found, and the same of the others.
+
+    A time that is too long is no verdict where the machine was ``busy`` with other work.
+    """
     found = {(row.case, row.contender): row.numbers for row in rows}
     lines = []
     for verdict in verdicts(figure, rows):
@@ -64,7 +67,7 @@ def verdict_lines(figure: Figure, rows: Sequence[Row]) -> list[list[str]]:
                 _what(target, measure),
                 _limit(target, measure),
                 _value(verdict.found, target.against),
-                _word(verdict),
+                _word(verdict, busy and measure.unit not in COUNTED),
                 *(_value(other, target.against) for other in others),
             ]
         )
@@ -91,10 +94,10 @@ def _what(target: Target, measure: Measure) -> str:
     return ", ".join(filter(None, (target.case, contender, measure.title)))
 
 
-def _word(verdict: Verdict) -> str:
+def _word(verdict: Verdict, busy: bool) -> str:
     if verdict.found is None:
         return "not measured"
-    return "met" if verdict.met else "**missed**"
+    return "met" if verdict.met else "missed beside other work" if busy else "**missed**"
 
 
 def _limit(target: Target, measure: Measure) -> str:

@@ -16,3 +16,6 @@ for _ in steps(devices):
     fabric.backward(model(torch.randn(4, 8)).square().mean())
     optimizer.step()
     optimizer.zero_grad()
+if devices > 1:  # it leaves the group to the interpreter's end, where a rank may die of it
+    del model
+    torch.distributed.destroy_process_group()
