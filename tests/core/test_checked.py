@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.serialization import config
 
-from fabric_core import CheckpointError, checked
+from fabric_core import CheckpointError, checked, memory
 from fabric_core.memory import WORTH_IT, in_large_pages
 from fabric_core.parts.torch_file import TorchFile
 
@@ -162,3 +162,20 @@ def test_memory_in_large_pages_is_memory() -> None:
         assert tensor.fill_(7).sum(dtype=torch.int64) == 7 * size
         part = in_large_pages(torch.empty(size + 100, dtype=torch.uint8)[100:])
         assert part.fill_(7).sum(dtype=torch.int64) == 7 * size
+
+
+def test_large_pages_are_asked_for_until_the_first_that_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a hypervisor has to bring them back, one is slow, and the others would be."""
+    asked: list[int] = []
+    monkeypatch.setattr(memory, "_pages", memory._LargePages())
+    monkeypatch.setattr(memory._pages, "worth_it", True)
+    monkeypatch.setattr(memory._pages, "_advise", lambda begin, size, advice: asked.append(begin))
+    monkeypatch.setattr(memory, "DEAR", 60.0)
+    page = memory.LARGE_PAGE
+    memory.in_large_pages_at(page + 5, 4 * page)
+    assert sorted(set(asked)) == [2 * page, 3 * page, 4 * page]  # which lie in it as a whole
+    asked.clear()
+    monkeypatch.setattr(memory, "DEAR", 0.0)
+    memory.in_large_pages_at(page, 4 * page)
+    memory.in_large_pages_at(page, 4 * page)
+    assert set(asked) == {page}
