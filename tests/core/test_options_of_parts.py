@@ -186,6 +186,6 @@ def test_keywords_are_found_in_classes_and_in_their_source() -> None:
     assert keywords(Part) == {"level": 1, "rest": ABSENT}
     assert keywords(Handing) == {"own": True, "level": 1, "rest": ABSENT}
     written = keywords_as_written("fabric_xla.strategies.xla_spmd:XLASPMDStrategy")
-    assert set(written) == {"mesh_shape", "partition", "parallelize_fn", "auto_wrap_policy"}
+    assert set(written) == {"mesh_shape", "partition", "parallelize_fn", "auto_wrap_policy", "checkpoint"}
     assert keywords_as_written("fabric_xla.precisions.true:XLATruePrecision") == {"dtype": ABSENT}
     assert keywords_as_written("fabric_xla.precisions.mixed:XLAMixedPrecision") == {}
