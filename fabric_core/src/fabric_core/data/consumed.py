@@ -49,10 +49,11 @@ class Consumed:
 
     def note(self, batch: int, indices: Any) -> None:
         """A batch was drawn. Called for each, so it makes no object of ours."""
-        several = isinstance(indices, list) and indices != []
-        index = indices[-1] if several else indices
-        if isinstance(index, int):
-            self._drawn.append((batch, len(indices) if several else 1, index))
+        samples = 1
+        if isinstance(indices, list) and indices:
+            samples, indices = len(indices), indices[-1]
+        if isinstance(indices, int):
+            self._drawn.append((batch, samples, indices))
 
     def find(self, batch: int) -> Drawn | None:
         """A batch that was drawn not long ago."""

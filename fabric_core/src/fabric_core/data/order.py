@@ -147,9 +147,9 @@ class Order:
             self._consumed.compare(last, found=number == skipped - 1)
         self._saved, self.start = {}, None
         self.passed_over = not self.reads_again
-        key = self.key if numbered else None
+        key, note = self.key if numbered else None, self._consumed.note
         for number, batch in enumerate(indices, skipped):
-            self._consumed.note(number, batch)
+            note(number, batch)
             yield batch if key is None else Numbered(batch, key, *self.share.numbers(self.begin, number))
 
     def counted(self, batches: Iterator[Any]) -> Iterator[Any]:

@@ -103,10 +103,10 @@ def dealt(elements: Iterator[Any], num_replicas: int, rank: int) -> Iterator[Any
 
 def chain_of(source: Any) -> Iterator[Any]:
     """A sampler, the sampler that it draws from, and so on."""
-    seen: list[Any] = []
-    while source is not None and all(source is not other for other in seen):
+    seen: set[int] = set()
+    while source is not None and id(source) not in seen:
         yield source
-        seen.append(source)
+        seen.add(id(source))
         inner = getattr(source, "batch_sampler", None)
         source = getattr(source, "sampler", None) if inner is None else inner
 
