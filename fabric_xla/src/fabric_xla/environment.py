@@ -7,6 +7,7 @@ import os
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.supervisor import DEFAULT_MAIN_PORT
 from fabric_xla.hooks import ENVIRONMENT
+from fabric_xla.places import port_of
 from fabric_xla.probes import LOCAL_RANK
 
 
@@ -37,8 +38,12 @@ class XLAEnvironment(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        """``MASTER_PORT``, or the usual one."""
-        return int(os.environ.get("MASTER_PORT", DEFAULT_MAIN_PORT))
+        """``MASTER_PORT``, or the usual one.
+
+        Raises:
+            ConfigurationError: It is no port.
+        """
+        return port_of(os.environ, DEFAULT_MAIN_PORT)
 
     @property
     def single_node(self) -> bool:

@@ -6,12 +6,14 @@ leaves word and ends at once; that breaks the pool, which then ends the others.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 from weakref import WeakValueDictionary
@@ -24,7 +26,6 @@ from fabric_core.data.seed import seed_environment
 from fabric_core.errors import LaunchError
 from fabric_core.orphans import die_with_parent
 from fabric_core.supervisor import (
-    DEFAULT_MAIN_PORT,
     Failure,
     Outcome,
     error_directory,
@@ -41,8 +42,10 @@ from fabric_core.supervisor import (
 from fabric_xla.environment import XLAEnvironment
 from fabric_xla.hooks import FORK, SPAWN
 from fabric_xla.moving import on_cpu
+from fabric_xla.places import Place, this_place
 from fabric_xla.probes import devices
-from fabric_xla.store import SERVED, serve_store
+from fabric_xla.store import SERVED, meeting
+from fabric_xla.workers import ended_without_word, noted, tell_rank
 
 RESULT = "result"
 
@@ -73,23 +76,29 @@ class XLALauncher(Launcher):
                 f"{job.num_processes} were asked for. Leave the launcher out for one device, which needs no process of "
                 "its own."
             )
-        place = this_place(job.num_nodes, os.environ)
-        store = serve_store(place.address, place.port) if place.number == 0 else None
-        port = place.port if store is None else store.port  # type: ignore[attr-defined]
-        with error_directory() as private:
-            started = Started(
-                self._sent(function), private, f"{place.address}:{port}", seed_environment(), os.getpid()
-            )
-            try:
-                torch_xla.launch(started, start_method=self.start_method)
-            except BrokenProcessPool:
-                raise_first_failure(private)
-            except RuntimeError as error:
-                raise LaunchError(
-                    f"torch_xla could not start the processes: {error} Nothing may have used an XLA device before "
-                    "fabric.launch(): create models and tensors in the function that is launched."
-                ) from error
+        with error_directory() as private, meeting(this_place(job.num_nodes, os.environ)) as place:
+            started = Started(self._sent(function), private, place, seed_environment(), os.getpid())
+            with noted(self.start_method) as processes:
+                all_ended_well = self._run(started)
+            if not all_ended_well:
+                raise_first_failure(private, processes)
             return _read_result(Path(private, RESULT))
+
+    def _run(self, started: Started) -> bool:
+        """Whether all processes have come to the end."""
+        try:
+            torch_xla.launch(started, start_method=self.start_method)
+        except BrokenProcessPool:
+            pass
+        except RuntimeError as error:
+            raise LaunchError(
+                f"torch_xla could not start the processes: {error} Nothing may have used an XLA device before "
+                "fabric.launch(): create models and tensors in the function that is launched."
+            ) from error
+        else:
+            return True
+        gc.collect()  # the pool and the error hold each other, and with them pipes and sockets
+        return False
 
     def _sent(self, function: Callable[[], Any]) -> Any:
         """What a new process makes the function of."""
@@ -165,41 +174,13 @@ def _inherited(number: int) -> Inherited:
     return Inherited._alive[number]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where this machine stands among those of the job: its number, and where they meet."""
-
-    number: int
-    address: str
-    port: int
-
-
-def this_place(num_nodes: int, environ: Mapping[str, str]) -> Place:
-    """From the variables that a cluster sets, else from what the TPU says of itself.
-
-    Args:
-        num_nodes: How many machines the job has.
-        environ: The environment variables.
-    """
-    if num_nodes == 1:
-        return Place(0, "127.0.0.1", int(environ.get("MASTER_PORT", "0")))
-    port = int(environ.get("MASTER_PORT", DEFAULT_MAIN_PORT))
-    number = environ.get("NODE_RANK", environ.get("TPU_WORKER_ID"))
-    names = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    address = environ.get("MASTER_ADDR", names[0])
-    if number is None or not address:
-        number = torch_xla.tpu.worker_id() if number is None else number
-        address = address or torch_xla.tpu.get_worker_ips()[0]
-    return Place(int(number), address, port)
-
-
 @dataclass
 class Started:
     """What runs in each of the processes. torch_xla calls it with the number of the device."""
 
     function: Packed | Inherited
     private: str
-    store: str
+    place: Place
     seeds: Mapping[str, str]
     parent_pid: int
 
@@ -215,6 +196,7 @@ class Started:
         die_with_parent(self.parent_pid)
         try:
             environment = XLAEnvironment()
+            tell_rank(self.private, environment.global_rank())
             os.environ.update(self._variables(environment))
             result = self.function.unpack()()
             if environment.local_rank() == 0 and result is not None:
@@ -223,18 +205,17 @@ class Started:
             self._fail(ordinal, error)
 
     def _variables(self, environment: XLAEnvironment) -> dict[str, str]:
-        address, _, port = self.store.rpartition(":")
         here = environment.local_rank()
         nodes = max(1, environment.world_size() // max(1, len(devices().indices)))
         variables = rank_variables(
             here,
             num_processes=environment.world_size() // nodes,
-            main_port=int(port),
-            main_address=address,
+            main_port=self.place.port,
+            main_address=self.place.address,
             node_rank=environment.node_rank(),
             num_nodes=nodes,
         )
-        return {**variables, **self.seeds, "RANK": str(environment.global_rank()), SERVED: self.store}
+        return {**variables, **self.seeds, "RANK": str(environment.global_rank()), SERVED: self.place.store}
 
     def _fail(self, rank: int, error: BaseException) -> None:
         """Leave word, and end at once, so that the pool breaks."""
@@ -245,24 +226,26 @@ class Started:
         os._exit(1)
 
 
-def raise_first_failure(private: str) -> NoReturn:
+def raise_first_failure(private: str, processes: Sequence[BaseProcess]) -> NoReturn:
     """Tell which process failed first, and how.
 
     Args:
         private: Where the processes leave word.
+        processes: All of them, none of which lives any more.
 
     Raises:
         RankFailedError: One has.
-        LaunchError: None has, so it was ended from outside.
+        LaunchError: It is not known which one.
     """
     ranks = [int(path.name.partition("-")[2]) for path in Path(private).glob("rank-*") if not path.suffix]
     found = [read_failure(private, rank) for rank in ranks]
-    failures = sorted((each for each in found if each is not None), key=lambda failure: failure.time)
+    told = sorted((each for each in found if each is not None), key=lambda failure: failure.time)
+    failures = told or ended_without_word(private, processes)
     if failures:
         raise_for_outcome(Outcome(failures[0].exit_code, failures[0], tuple(failures[1:])))
     raise LaunchError(
-        "A process of torch_xla ended without a word: it was killed, or the library of the device has crashed. What it "
-        "printed is above. Another program may be using the device."
+        "A process of torch_xla ended without a word, before it was known which rank it is: it was killed, or "
+        "the library of the device has crashed. What it printed is above. Another program may be using the device."
     )
 
 

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fabric_core.contracts.cluster_environment import ClusterEnvironment
 from fabric_core.errors import LaunchError
+from fabric_core.supervisor import reserved_socket
+from fabric_xla.places import Place
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -22,6 +27,25 @@ SERVED = "FABRIC_XLA_STORE"
 
 _meetings = itertools.count()
 """One number per meeting of this process; all meet in the same order, so it is the same on all of them."""
+
+
+@contextmanager
+def meeting(place: Place) -> Iterator[Place]:
+    """While this is open, the store of a job is served, if from this machine. Called by the launcher on every machine.
+
+    Yields:
+        The place, with the numbers of the ports in it.
+
+    Raises:
+        LaunchError: The port of the store is taken.
+    """
+    if place.number != 0:
+        yield place
+        return
+    store: Any = serve_store(place.address, place.store_port)
+    with ExitStack() as stack:
+        port = place.port or stack.enter_context(reserved_socket(place.address)).getsockname()[1]
+        yield replace(place, port=port, store_port=store.port)
 
 
 def serve_store(address: str, port: int) -> Store:
@@ -40,7 +64,8 @@ def serve_store(address: str, port: int) -> Store:
         return TCPStore(address, port, is_master=True, wait_for_workers=False)
     except RuntimeError as error:
         raise LaunchError(
-            f"The meeting point {address}:{port} cannot be opened: {error}. Set MASTER_PORT to a port that is free."
+            f"The meeting point {address}:{port} cannot be opened: {error}. Set MASTER_PORT to a port that is free, as "
+            "the next one has to be: there the launcher serves the store."
         ) from error
 
 

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fabric_core.supervisor.children import Child as Child
     from fabric_core.supervisor.children import ProcessChild as ProcessChild
+    from fabric_core.supervisor.children import exit_code_of as exit_code_of
     from fabric_core.supervisor.command import RankCommand as RankCommand
     from fabric_core.supervisor.command import current_command as current_command
     from fabric_core.supervisor.entry import enter_rank as enter_rank
@@ -51,8 +52,10 @@ if TYPE_CHECKING:
     from fabric_core.supervisor.milestones import tell_supervisor as tell_supervisor
     from fabric_core.supervisor.network import listening_socket as listening_socket
     from fabric_core.supervisor.network import meeting_point as meeting_point
+    from fabric_core.supervisor.network import reserved_socket as reserved_socket
     from fabric_core.supervisor.outcome import PREEMPTED as PREEMPTED
     from fabric_core.supervisor.outcome import Outcome as Outcome
+    from fabric_core.supervisor.outcome import died_of as died_of
     from fabric_core.supervisor.outcome import raise_for_outcome as raise_for_outcome
     from fabric_core.supervisor.outcome import report as report
     from fabric_core.supervisor.starters import WarmStart as WarmStart
@@ -66,14 +69,14 @@ if TYPE_CHECKING:
     from fabric_core.supervisor.watch import supervise as supervise
 
 _HOME = {
-    "children": ("Child", "ProcessChild"),
+    "children": ("Child", "ProcessChild", "exit_code_of"),
     "command": ("RankCommand", "current_command"),
     "entry": ("enter_rank",),
     "failures": ("Failure", "error_directory", "failed_at", "mark_failure", "read_failure", "write_failure"),
     "launch": ("DEFAULT_MAIN_PORT", "run_ranks"),
     "milestones": ("Milestone", "tell_supervisor"),
-    "network": ("listening_socket", "meeting_point"),
-    "outcome": ("PREEMPTED", "Outcome", "raise_for_outcome", "report"),
+    "network": ("listening_socket", "meeting_point", "reserved_socket"),
+    "outcome": ("PREEMPTED", "Outcome", "died_of", "raise_for_outcome", "report"),
     "starters": ("WarmStart", "read_early"),
     "tracebacks": ("strip_plumbing", "summary_of", "text_of"),
     "variables": ("ERROR_DIR", "LISTEN_FD", "rank_variables"),
