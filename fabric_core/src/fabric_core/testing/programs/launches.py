@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
 
 def _launch(launcher: Any, folder: Path, name: str) -> dict[str, Any]:
     from fabric_core.contracts.launcher import LaunchJob
-    from fabric_core.errors import RankFailedError
+    from fabric_core.errors import LaunchError, RankFailedError
 
     began = time.monotonic()
     job = LaunchJob(1 if name == "alone" else 2)
@@ -95,6 +95,8 @@ def _launch(launcher: Any, folder: Path, name: str) -> dict[str, Any]:
         told: dict[str, Any] = {"result": result}
     except RankFailedError as error:
         told = {"error": str(error), "rank": error.rank, "exit code": error.exit_code}
+    except LaunchError as error:  # one that it refuses is no reason not to look at the others
+        told = {"error": str(error)}
     return {**told, "seconds": time.monotonic() - began}
 
 
