@@ -105,6 +105,10 @@ with fabric_for("ddp", timeout=1) as fabric:
 with fabric_for("ddp", timeout=1) as fabric:
     fabric.launch()
     answers["resume alone"] = alone(fabric, 1, lambda: fabric.checkpoints("ddp").resume({"step": 1}))
+with fabric_for("ddp", timeout=1) as fabric:
+    fabric.launch()
+    timed = fabric.checkpoints("ddp", every=datetime.timedelta(hours=1))
+    answers["due alone"] = alone(fabric, 0, lambda: timed.due(1))
 answer(answers)
 """,
         timeout=110,
@@ -158,6 +162,7 @@ def test_a_rank_that_calls_a_verb_alone_is_told_so_and_does_not_wait_forever(
     for name, mine, call in (
         ("save alone", 0, "save('run.ckpt')"),
         ("resume alone", 1, "checkpoints.resume()"),
+        ("due alone", 0, "checkpoints.due()"),
     ):
         assert answers[1 - mine][name] is None
         (kind, message), noted = answers[mine][name]

@@ -247,6 +247,14 @@ def test_an_exception_of_the_program_is_not_replaced_by_that_of_a_save(files: Ga
         program()
 
 
+def test_the_copy_lies_on_the_host_whatever_the_default_device_is(fabric: Fabric, tmp_path: Path) -> None:
+    values = torch.arange(5.0)
+    with torch.device("meta"):
+        fabric.save(tmp_path / "a.ckpt", {"values": values, "tied": values[1:]}, wait=False)
+        fabric.wait_for_save()
+    assert torch.equal(fabric.load(tmp_path / "a.ckpt")["values"], values)
+
+
 def test_what_cannot_be_copied_is_an_error_at_once(fabric: Fabric, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be copied.*lock.*wait=True"):
         fabric.save(tmp_path / "a.ckpt", {"lock": threading.Lock()}, wait=False)

@@ -161,6 +161,7 @@ def test_a_metric_is_a_number(manager: Callable[..., Checkpoints], folder: Path)
         {"prefix": "a/b"},
         {"prefix": None},
         {"prefix": "step-000000001"},
+        {"prefix": "a" * 101},
     ],
     ids=str,
 )
@@ -397,6 +398,7 @@ def test_what_a_link_leads_to_is_kept(manager: Callable[..., Checkpoints], folde
     checkpoints = manager(keep=1)
     checkpoints.save(state(1), 1)
     (folder / "released").symlink_to("step-000000001")
+    (folder / "circle").symlink_to("circle")
     for step in (2, 3):
         checkpoints.save(state(), step)
     assert steps(checkpoints) == [1, 3]

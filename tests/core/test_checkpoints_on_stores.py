@@ -225,6 +225,26 @@ def test_a_training_that_was_overtaken_while_it_saved_deletes_nothing(
     assert steps(first) == [1, 2]
 
 
+def test_another_file_of_safetensors_is_never_taken_for_the_one_that_was_loaded(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    url = f"{URL}/weights.safetensors"
+    for number in (1, 2):
+        torch.save(state(number), tmp_path / "file")
+        consolidate(tmp_path / "file", f"{URL}/whole.pt")
+        torch.save({"values": state(number)["values"]}, tmp_path / "file")
+        consolidate(tmp_path / "file", url)
+        if number == 1:
+            rest, again = fabric.load(url), fabric.load(url)
+            assert torch.equal(rest["values"], state(1)["values"])
+    with pytest.raises(
+        CheckpointError, match="under 'values' is read only now.*there is another checkpoint now"
+    ):
+        again["values"]
+    with pytest.raises(CheckpointError, match=rf"The checkpoint '{URL}/whole.pt' has no 'model'"):
+        consolidated(f"{URL}/whole.pt", "model")
+
+
 def test_conversions_read_and_write_stores(fabric: Fabric, store: Line, tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 2)
     fabric.save(f"{URL}/one.pt", {"model": model, "step": 3})

@@ -284,6 +284,15 @@ def test_partial_sums_are_kept_for_each_rank_and_dealt_out_to_others() -> None:
             assert held == state["partials"]["mean"].tolist()
 
 
+def test_numbers_are_counted_on_the_host_whatever_the_default_device_is(fabric: Fabric) -> None:
+    with torch.device("meta"):
+        metrics = Metrics(fabric, {"loss": "mean"})
+        metrics.update({"loss": torch.tensor([1.0, 2.0], device="cpu")}, weight=3)
+        state = metrics.state_dict()
+        assert metrics.compute() == {"loss": 1.5}
+    assert state["partials"]["loss"].tolist() == [[9.0, 6.0]]
+
+
 def test_one_number_for_a_mean_has_to_say_of_how_many_samples_it_is(fabric: Fabric) -> None:
     metrics = Metrics(fabric, KINDS)
     for value in (0.5, torch.tensor(0.5)):

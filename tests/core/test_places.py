@@ -519,6 +519,15 @@ def test_a_sampler_whose_state_is_how_far_it_has_come_goes_on_in_any_epoch_on_an
         assert in_order(others) == left
 
 
+def test_a_place_lies_on_the_host_whatever_the_default_device_is() -> None:
+    seed(5)
+    with torch.device("meta"):
+        state = Streams.capture().state_dict()
+    drawn = random.random(), torch.rand(1).item()
+    Streams.from_state_dict(state).restore()
+    assert (random.random(), torch.rand(1).item()) == drawn
+
+
 def test_an_iterable_data_set_goes_on_on_other_ranks_between_two_epochs_only() -> None:
     def make() -> Any:
         return wrap(DataLoader(Stateful(), batch_size=2))

@@ -13,6 +13,7 @@ from typing import Any
 import one_process
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.serialization import config
 
 from fabric_core import CheckpointError, Fabric
@@ -204,6 +205,24 @@ def test_the_working_directory_may_change_meanwhile(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert same(dict(rest), OTHERS)
+
+
+# -- a file of safetensors, without checksums -----------------------------------------------------------------------
+
+
+def test_another_file_of_safetensors_is_never_taken_for_the_one_that_was_loaded(
+    fabric: Fabric, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"a": torch.ones(3), "b": torch.ones(2)}, path)
+    rest = fabric.load(path)
+    assert torch.equal(rest["a"], torch.ones(3))
+    save_file({"a": torch.zeros(3), "b": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="under 'b' is read only now.*is another one than was loaded"):
+        rest["b"]
+    path.unlink()
+    with pytest.raises(CheckpointError, match="under 'b' is read only now.*is missing"):
+        rest.get("b")
 
 
 # -- one file, mapped into memory ---------------------------------------------------------------------------------

@@ -258,6 +258,14 @@ def test_of_large_tensors_only_the_chunks_that_are_needed_are_read(
     assert torch.equal(part, whole[7:9, 1:4])
 
 
+def test_a_chunk_that_is_wanted_in_several_places_goes_to_all_of_them(folder: Path) -> None:
+    stored = read_checkpoint(folder, TorchFile().load)["model"]["first"]
+    whole, row = torch.zeros(6, 5), torch.zeros(1, 5)
+    stored.read_into([(whole_box(whole.shape), whole), (Box((1, 0), (1, 5)), row)])
+    assert torch.equal(whole, state()["model"]["first"])
+    assert torch.equal(row, whole[1:2])
+
+
 def test_names_that_collide_are_told_apart(tmp_path: Path) -> None:
     tree = {
         "a": {"b": torch.ones(2)},
@@ -272,9 +280,9 @@ def test_names_that_collide_are_told_apart(tmp_path: Path) -> None:
 def test_what_shards_cannot_hold_is_refused_when_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"'x\[0:1\]' is of the dtype torch.complex128.*Save it as one of.*or in one file",
+        match=r"'x' is of the dtype torch.complex128.*Save it as one of.*or in one file",
     ):
-        write(tmp_path / "one", {"x": torch.zeros(2, dtype=torch.complex128)})
+        write(tmp_path / "one", {"x": torch.zeros(1, dtype=torch.complex128)})  # of which rank 0 has nothing
     with pytest.raises(CheckpointError, match="'m' is on the meta device"):
         without_shares({"m": torch.empty(2, device="meta")})
 
@@ -287,6 +295,16 @@ def test_shares_that_make_no_whole_are_refused_and_leave_what_was_there(folder: 
     TorchFile().save(temporary / VALUES, {})
     with pytest.raises(CheckpointError, match="the parts of 'x' overlap, or do not make the whole"):
         finish(temporary, folder, 2, {})
+    assert same(read(folder), state())
+
+
+def test_more_parts_than_can_be_read_again_are_refused_and_leave_what_was_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "LARGEST", (folder / "fabric.json").stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=r"so many parts that the manifest takes \d+ bytes"):
+        write(folder, state())
+    monkeypatch.undo()
     assert same(read(folder), state())
 
 
@@ -317,6 +335,16 @@ def test_what_a_crash_has_left_of_another_name_is_not_taken_for_this_one(folder:
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
         read(folder.with_name("run"))
     assert read(folder.with_name("run.1"))
+
+
+def test_a_folder_may_have_any_name_that_the_system_takes(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    for _ in range(2):  # the second one takes the place of the first
+        write(path, state())
+        assert same(read(path), state())
+    assert list(tmp_path.iterdir()) == [path]
+    path.rename(temporary_for(path, "0abc"))  # as a crash may leave it
+    assert same(read(path), state())
 
 
 def test_the_old_folder_goes_back_when_the_new_one_cannot_take_its_place(

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from fabric_core import CheckpointError, UnsafeCheckpointError
-from fabric_core.beside import ABANDONED
+from fabric_core.beside import ABANDONED, temporary_for
 from fabric_core.parts import torch_file
 from fabric_core.parts.torch_file import TorchFile
 
@@ -601,6 +601,21 @@ def test_names_with_the_signs_of_patterns_are_taken_literally(tmp_path: Path) ->
     FILE.save(path, state())
     assert FILE.load(path)["step"] == 3
     assert other.exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ä" * 127, "x" * 250 + ".ckpt"], ids=["long", "wide", "suffix"])
+def test_every_name_that_the_system_takes_is_one_and_what_a_crash_has_left_of_it_is_known(
+    tmp_path: Path, name: str
+) -> None:
+    path, other = tmp_path / name, tmp_path / f"{name[:-1]}y"
+    left = [temporary_for(each, "0abc") for each in (path, other)]
+    for each in left:
+        each.write_text("half")
+        os.utime(each, (0, 0))
+    FILE.save(path, state())
+    FILE.save(path, state(2.0))
+    assert torch.equal(FILE.load(path)["weight"], state(2.0)["weight"])
+    assert {entry.name for entry in tmp_path.iterdir()} == {name, left[1].name}
 
 
 def test_removing_what_is_gone_is_no_error(path: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import re
 import shutil
 import time
 from pathlib import Path
 
-__all__ = ["left_beside", "remove", "remove_abandoned", "temporary_for"]
+__all__ = ["left_beside", "remove", "remove_abandoned", "shortened", "temporary_for", "temporary_name"]
 
 ABANDONED = 3600.0
 """Seconds after which what nobody writes to any more is taken for what a crash has left."""
+
+LONGEST = 128
+"""Bytes. File systems take names of 255, some of 143; what is added to a name may not make it too long."""
 
 
 def temporary_for(path: Path, token: str) -> Path:
@@ -21,14 +26,30 @@ def temporary_for(path: Path, token: str) -> Path:
         path: Its place.
         token: Some digits (hexadecimal) that nobody else has.
     """
-    return path.with_name(f".{path.name}.{token}.tmp")
+    return path.with_name(temporary_name(path.name, token))
+
+
+def temporary_name(name: str, token: str) -> str:
+    """What something is called as long as it is not finished; arguments as above, with a name for a path."""
+    return f".{shortened(name)}.{token}.tmp"
+
+
+def shortened(name: str) -> str:
+    """A name; of a very long one its beginning, and digits that tell it from others."""
+    whole = os.fsencode(name)
+    if len(whole) <= LONGEST:
+        return name
+    digits = hashlib.blake2b(whole, digest_size=8).hexdigest()
+    return f"{whole[: LONGEST - len(digits) - 1].decode(errors='ignore')}~{digits}"
 
 
 def left_beside(path: Path) -> list[Path]:
     """What is there that was to be put in a place, or was put aside."""
     if not path.parent.is_dir():
         return []
-    names = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]+\.(tmp|old)")  # and not those of "NAME.1"
+    names = re.compile(
+        rf"\.{re.escape(shortened(path.name))}\.[0-9a-f]+\.(tmp|old)"
+    )  # and not those of "NAME.1"
     return [entry for entry in path.parent.iterdir() if names.fullmatch(entry.name)]
 
 

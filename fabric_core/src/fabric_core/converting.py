@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fabric_core.beside import remove, temporary_for
 from fabric_core.disk import flush, make_folders
-from fabric_core.errors import CheckpointError, CheckpointKeyError, listing
+from fabric_core.errors import CheckpointError, CheckpointKeyError, ConfigurationError, listing
 from fabric_core.parts.torch_file import TorchFile
 from fabric_core.places import ALONE, place_of
 from fabric_core.sharded.boxes import Box
@@ -50,8 +50,9 @@ def consolidated(
         CheckpointKeyError: It has no such key.
         UnsafeCheckpointError: It holds more than ``weights_only`` allows.
     """
-    with place_of(path).opened(ALONE) as local:
-        whole: dict[str, Any] = plain(_stored(local, key, weights_only))
+    source = place_of(path)
+    with source.opened(ALONE) as local:
+        whole: dict[str, Any] = plain(_stored(local, str(source), key, weights_only))
     return whole
 
 
@@ -72,9 +73,9 @@ def consolidate(
     Raises:
         CheckpointError: As `consolidated`; or it cannot be written.
     """
-    there = place_of(file)
-    with place_of(path).opened(ALONE) as local:
-        found = _stored(local, key, weights_only)
+    source, there = place_of(path), place_of(file)
+    with source.opened(ALONE) as local:
+        found = _stored(local, str(source), key, weights_only)
         if os.fspath(file).endswith(SAFETENSORS):
             tensors = _only_tensors(found, key)
             there.write(
@@ -108,12 +109,15 @@ def shard(
     Args:
         file: A file of ``torch.save`` or of safetensors. It is read whole, once.
         folder: What is there is replaced.
-        shards: How many files the tensors are divided into, along their first dimension.
+        shards: How many files the tensors are divided into, along their first dimension; 1 or more.
         weights_only: As `consolidated`.
 
     Raises:
         CheckpointError: It cannot be read, or cannot be written.
+        ConfigurationError: There would be no shards.
     """
+    if shards < 1:
+        raise ConfigurationError(f"shards={shards!r}: a checkpoint in shards has 1 or more of them.")
     checkpoint = consolidated(file, weights_only=weights_only)
     place_of(folder).write(ALONE, lambda place: _write_folder(place, checkpoint, shards))
 
@@ -133,15 +137,16 @@ def _write_folder(folder: Path, checkpoint: Any, shards: int) -> None:
         remove(temporary)
 
 
-def _stored(path: Path, key: str | None, weights_only: bool) -> Any:
-    found: Any = read_checkpoint(path, lambda file: TorchFile().load(file, weights_only=weights_only))
-    for name in () if key is None else key.split("."):
-        if not isinstance(found, Mapping) or name not in found:
+def _stored(local: Path, name: str, key: str | None, weights_only: bool) -> Any:
+    """What is under a key of a checkpoint that has a name, and lies on this disk."""
+    found: Any = read_checkpoint(local, lambda file: TorchFile().load(file, weights_only=weights_only))
+    for part in () if key is None else key.split("."):
+        if not isinstance(found, Mapping) or part not in found:
             there = listing(map(repr, found)) if isinstance(found, Mapping) else type(found).__name__
-            raise CheckpointKeyError(f"The checkpoint {str(path)!r} has no {key!r}. There is: {there}.")
-        found = found[name]
+            raise CheckpointKeyError(f"The checkpoint {name!r} has no {key!r}. There is: {there}.")
+        found = found[part]
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"What {str(path)!r} holds is a {type(found).__name__}, and no dictionary.")
+        raise CheckpointError(f"What {name!r} holds is a {type(found).__name__}, and no dictionary.")
     return found
 
 

@@ -15,13 +15,13 @@ from fabric_core import __version__
 from fabric_core.errors import CheckpointError
 from fabric_core.plan import Plan
 
-__all__ = ["MANIFEST", "check_format", "described", "origin_of", "parsed", "read_manifest"]
+__all__ = ["LARGEST", "MANIFEST", "check_format", "described", "origin_of", "parsed", "read_manifest"]
 
 MANIFEST = "fabric.json"
 """The name of the record, and of the file in a folder."""
 
-LARGEST = 100 << 20
-"""Bytes; a manifest that claims to be larger is refused before it is read."""
+LARGEST = 1 << 30
+"""Bytes; a manifest that claims to be larger is refused before it is read. A part of a tensor takes 200 of them."""
 
 _TYPES: dict[str, Any] = {"format": str, "version": int, "versions": dict, "plan": dict, "world_size": int}
 

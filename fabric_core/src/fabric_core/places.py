@@ -157,6 +157,7 @@ class RemotePlace(Place):
     def __init__(self, url: str) -> None:
         self.url = url
         self._name = re.sub(r"//[^/@]*@", "//…@", url)  # without a password
+        self._found: Found | None = None
 
     def __str__(self) -> str:
         return self._name
@@ -211,7 +212,7 @@ class RemotePlace(Place):
         agreement, everybody, first = ranks.agreement, range(ranks.world_size), ranks.local_rank == 0
         token = agreement.of_rank_zero(secrets.token_hex(8))
         staging = Path(tempfile.gettempdir()) / f"fabric-{token}-{ranks.node_rank}"
-        found = self._found(agreement)
+        found = self._find(agreement)
 
         def fetch() -> None:
             share = sorted(found.sizes)[ranks.local_rank :: ranks.per_node]
@@ -241,12 +242,15 @@ class RemotePlace(Place):
         with self.opened(ALONE) as path:
             return read_now(tree, path)
 
-    def _found(self, agreement: Agreement) -> Found:
-        """What rank 0 finds."""
+    def _find(self, agreement: Agreement) -> Found:
+        """What rank 0 finds; the second time, it has to be the same."""
         seen: list[Found] = []
         self._on_ranks(agreement, "read", lambda: seen.append(Remote(self.url).find()), range(1))
-        text = agreement.of_rank_zero(json.dumps(asdict(seen[0])) if seen else "")
-        return Found(**json.loads(text))
+        found = Found(**json.loads(agreement.of_rank_zero(json.dumps(asdict(seen[0])) if seen else "")))
+        if self._found not in (None, found):
+            raise CheckpointError(f"At {self._name!r}, there is another checkpoint now.")
+        self._found = found
+        return found
 
     def _on_ranks(self, agreement: Agreement, verb: str, action: Callable[[], Any], ranks: range) -> None:
         """Do one part of the work on some ranks, and succeed or fail on all of them."""

@@ -17,6 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from fabric_core.beside import shortened, temporary_name
+from fabric_core.checked import crc32
 from fabric_core.errors import CheckpointError
 from fabric_core.manifest import LARGEST, MANIFEST, check_format, parsed, read_manifest
 
@@ -33,10 +35,12 @@ class Found:
     Attributes:
         folder: Below the address, for one that is a folder; ``None`` for a single file.
         sizes: Of its files, by name, in bytes.
+        about: Of a single file, a checksum of what the store says of it: another one in its place has another.
     """
 
     folder: str | None
     sizes: Mapping[str, int]
+    about: int = 0
 
 
 class Remote:
@@ -70,8 +74,8 @@ class Remote:
         if self._system.isdir(self._path):
             raise CheckpointError("That is a folder. Name a file")
         parent, _, name = self._path.rpartition("/")
-        self._publish(file, f"{parent}/.{name}.{token}.tmp", self._path)
-        self._sweep(parent, re.compile(rf"\.{re.escape(name)}\.{_TOKEN.pattern}\.tmp"))
+        self._publish(file, f"{parent}/{temporary_name(name, token)}", self._path)
+        self._sweep(parent, re.compile(rf"\.{re.escape(shortened(name))}\.{_TOKEN.pattern}\.tmp"))
 
     def upload(self, folder: Path, names: Iterable[str], token: str) -> None:
         """Upload some files of a folder. They do not count before `publish_folder`.
@@ -157,9 +161,9 @@ class Remote:
         Raises:
             CheckpointError: There is no checkpoint, or its record is damaged.
         """
-        size = self._size_of(self._path)
-        if size is not None:
-            return Found(None, {_last(self._path): size})
+        about = self._file_at(self._path)
+        if about is not None:
+            return Found(None, {_last(self._path): int(about["size"])}, crc32(str(about).encode()))
         pointer = f"{self._path}/{MANIFEST}"
         size = self._size_of(pointer)
         if size is None:
@@ -223,11 +227,16 @@ class Remote:
 
     def _size_of(self, path: str) -> int | None:
         """Bytes of a file; ``None`` when there is none."""
+        about = self._file_at(path)
+        return None if about is None else int(about["size"])
+
+    def _file_at(self, path: str) -> Mapping[str, Any] | None:
+        """What the store says of a file; ``None`` when there is none."""
         try:
-            about = self._system.info(path)
+            about: Mapping[str, Any] = self._system.info(path)
         except FileNotFoundError:
             return None
-        return int(about["size"]) if about["type"] == "file" else None
+        return about if about["type"] == "file" else None
 
     def fetch(self, found: Found, names: Iterable[str], folder: Path) -> None:
         """Download some files.

@@ -114,7 +114,7 @@ def _gathered(own: dict[str, Any], strategy: Strategy) -> list[dict[str, Any]]:
     torch.save(own, file)
     data = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
     sizes = strategy.all_gather(torch.tensor([len(data)], device=device)).flatten().tolist()
-    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
     padded[: len(data)] = data
     rows = strategy.all_gather(padded.to(device)).cpu()
     try:

@@ -112,7 +112,7 @@ class _Copying(TorchFunctionMode):
             return tensor.detach().to("cpu", copy=True)
         tensor = tensor.detach().resolve_conj().resolve_neg()
         memory = self._memory(tensor).untyped_storage()
-        plain = torch.empty(0, dtype=tensor.dtype)
+        plain = torch.empty(0, dtype=tensor.dtype, device="cpu")
         plain.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
         return plain if type(tensor) is Tensor else plain.as_subclass(type(tensor))
 
@@ -130,7 +130,7 @@ class _Copying(TorchFunctionMode):
 
 
 def _memory(size: int, pinned: bool) -> Tensor:
-    memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    memory = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     return memory if pinned else in_large_pages(memory)
 
 

@@ -22,7 +22,8 @@ from fabric_core.checkpoints.directory import Directory
 from fabric_core.errors import CheckpointError, ConfigurationError, UnsafeCheckpointError
 from fabric_core.manifest import MANIFEST
 
-PREFIX = re.compile(r"(?!.*-\d+\Z)[A-Za-z0-9_][A-Za-z0-9_.-]*")
+PREFIX = re.compile(r"(?!.*-\d+\Z)[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""Names that begin so are short enough for what else is called after them; see `fabric_core.beside.LONGEST`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Folder:
         if not (isinstance(prefix, str) and PREFIX.fullmatch(prefix)):
             raise ConfigurationError(
                 f"The prefix {prefix!r} cannot begin the names of checkpoints. It takes letters, digits and '_', then "
-                "'.' and '-' as well, and may not end like a step ('-100')."
+                "'.' and '-' as well, at most 100 in all, and may not end like a step ('-100')."
             )
         self._directory = directory
         self._prefix = prefix

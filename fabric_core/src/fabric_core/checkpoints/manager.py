@@ -85,7 +85,7 @@ class Checkpoints:
         self._folder = Folder(directory, prefix)
         self._keep = checked_keep(keep)
         self._best = Best.asked(keep_best)
-        self._schedule = Schedule(every, fabric.broadcast)
+        self._schedule = Schedule(every, fabric.strategy.agreement, fabric.broadcast)
         self._check = check
         self._mine: list[str] = []
 
@@ -94,13 +94,15 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         """Whether it is time to save: a multiple of ``every`` lies between the last save and ``step``.
 
-        With a ``timedelta``, the clock of rank 0 decides, which costs one broadcast.
+        With a ``timedelta``, the clock of rank 0 decides, which costs one broadcast; the first time since a save, the
+        ranks wait for each other as in `save`.
 
         Args:
             step: The present step, the same on every rank.
 
         Raises:
             ConfigurationError: The manager was made without ``every``.
+            SetupError: With a ``timedelta``, some rank did not come within the strategy's time-out.
         """
         return self._schedule.due(step)
 

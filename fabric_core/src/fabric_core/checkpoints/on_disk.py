@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from fabric_core.beside import temporary_for
 from fabric_core.checkpoints.directory import Directory
 from fabric_core.checkpoints.lock import Lock
 from fabric_core.disk import make_folders
@@ -65,7 +66,7 @@ class DiskDirectory(Directory):
 
     def write(self, name: str, text: str) -> None:
         """See `Directory`."""
-        temporary = self._path / f".{name}.{secrets.token_hex(4)}.tmp"
+        temporary = temporary_for(self._path / name, secrets.token_hex(4))
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -105,7 +106,7 @@ class DiskDirectory(Directory):
     def protected(self) -> set[str]:
         """Links, and what links in the same folder lead to."""
         links = [path for path in map(self._path.joinpath, self.names()) if path.is_symlink()]
-        return {name for link in links for name in (link.name, link.resolve().name)}
+        return {os.path.basename(path) for link in links for path in (link, os.path.realpath(link))}
 
 
 def _is_finished(path: Path) -> bool:

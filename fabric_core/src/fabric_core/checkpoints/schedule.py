@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from fabric_core.contracts.agreement import Agreement
 from fabric_core.errors import ConfigurationError
 
 
@@ -15,19 +16,21 @@ class Schedule:
 
     Args:
         every: Steps, or a ``timedelta``.
+        agreement: Of the ranks.
         agree: Sends an object from rank 0 to every rank.
 
     Raises:
         ConfigurationError: ``every`` is neither above 0 nor ``None``.
     """
 
-    def __init__(self, every: Any, agree: Callable[[bool], bool]) -> None:
+    def __init__(self, every: Any, agreement: Agreement, agree: Callable[[bool], bool]) -> None:
         if every is not None and not _is_positive(every):
             raise ConfigurationError(
                 f"every={every!r} does not say when to save. It takes a number of steps, or a datetime.timedelta."
             )
         self._every: int | timedelta | None = every
-        self._agree = agree
+        self._agreement, self._agree = agreement, agree
+        self._met = False
         self._step: int | None = None
         self._time = time.monotonic()
 
@@ -38,14 +41,18 @@ class Schedule:
 
         Raises:
             ConfigurationError: There is no ``every``.
+            SetupError: With a ``timedelta``, the first time since a save: some rank did not come.
         """
         if self._every is None:
             raise ConfigurationError(
                 "When to save was never said: fabric.checkpoints(…, every=…) takes a number of steps, or a "
                 "datetime.timedelta."
             )
-        if isinstance(self._every, timedelta):  # the clocks of the ranks differ
-            return self._agree(time.monotonic() - self._time >= self._every.total_seconds())
+        if isinstance(self._every, timedelta):
+            if not self._met:  # a program that asks on some ranks only does so from the first time on
+                self._agreement.meet("checkpoints.due")
+                self._met = True
+            return self._agree(time.monotonic() - self._time >= self._every.total_seconds())  # clocks differ
         if self._step is None or step < self._step:  # at the start, or when a training has gone back
             self._step = step - 1
         return step // self._every > self._step // self._every
@@ -54,6 +61,7 @@ class Schedule:
         """There is a checkpoint of this step now."""
         self._step = step
         self._time = time.monotonic()
+        self._met = False
 
 
 def _is_positive(every: Any) -> bool:

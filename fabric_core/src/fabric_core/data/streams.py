@@ -74,11 +74,11 @@ class Streams(NamedTuple):
         state: dict[str, Any] = {"torch": self.torch, "generators": list(self.generators)}
         if self.python is not None:
             _, words, gauss = self.python
-            state["python"] = {"words": torch.tensor(words), "gauss": gauss}
+            state["python"] = {"words": torch.tensor(words, device="cpu"), "gauss": gauss}
         if self.numpy is not None:
             _, keys, position, has_gauss, cached = self.numpy
             state["numpy"] = {
-                "words": torch.tensor(keys.tolist()),
+                "words": torch.tensor(keys.tolist(), device="cpu"),
                 "position": int(position),
                 "has_gauss": int(has_gauss),
                 "gauss": float(cached),

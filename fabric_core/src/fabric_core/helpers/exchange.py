@@ -20,7 +20,7 @@ def gather_numbers(fabric: Fabric, numbers: Sequence[float]) -> list[list[float]
     Returns:
         A list per rank, in the order of ranks.
     """
-    bits = torch.tensor(list(numbers), dtype=torch.float64).view(torch.int64)
+    bits = torch.tensor(list(numbers), dtype=torch.float64, device="cpu").view(torch.int64)
     gathered: torch.Tensor = fabric.all_gather(bits)
     rows: list[list[float]] = gathered.cpu().view(torch.float64).tolist()
     return rows

@@ -184,7 +184,9 @@ class Metrics:
         partials = self._of_all_ranks()
         return {
             "kinds": dict(self._kinds),
-            "partials": {name: torch.tensor(rows, dtype=torch.float64) for name, rows in partials.items()},
+            "partials": {
+                name: torch.tensor(rows, dtype=torch.float64, device="cpu") for name, rows in partials.items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from fabric_core.checked import crc32
 from fabric_core.errors import CheckpointError
-from fabric_core.manifest import MANIFEST, check_format, parsed
+from fabric_core.manifest import LARGEST, MANIFEST, check_format, parsed
 from fabric_core.sharded.boxes import Box, tile
 from fabric_core.sharded.dtypes import DTYPES, NAMES
 from fabric_core.sharded.safetensors import LARGEST_SIZE, open_regular
@@ -26,9 +26,6 @@ VALUES = "values.pt"
 """The file of a folder that holds everything that lies in no shard."""
 
 FORMAT, VERSION = "fabric-shards", 1
-
-LARGEST_MANIFEST = 1 << 30
-"""Bytes; a manifest that is larger is not read."""
 
 _FILE = re.compile(r"shard-\d{6,9}\.safetensors|values\.pt")
 _SUM = "checksum"
@@ -104,9 +101,9 @@ class Manifest:
         if not path.exists() and not path.is_symlink():
             raise CheckpointError(_unfinished(folder))
         with open_regular(path) as file:
-            text = file.read(LARGEST_MANIFEST + 1)
+            text = file.read(LARGEST + 1)
         try:
-            if len(text) > LARGEST_MANIFEST:
+            if len(text) > LARGEST:
                 raise ValueError("it is too large")
             content = parsed(text, folder)
             check_format(content, folder, FORMAT, VERSION)

@@ -157,7 +157,7 @@ class ShardedFolder:
                 f"manifest says, which is part of {name!r}."
             )
         box, target = wanted[0]
-        if box == chunk.box and _is_row(target, entry.dtype):
+        if len(wanted) == 1 and box == chunk.box and _is_row(target, entry.dtype):
             checksum = file.read_into(chunk.key, target.detach())
         else:
             checksum = _read_through(file, chunk, entry.dtype, wanted)
@@ -192,7 +192,10 @@ class ShardedFolder:
 
 
 class WholeTensors:
-    """A file of safetensors, of any program, whose tensors are read one by one. It holds no checksums.
+    """A file of safetensors, of any program, whose tensors are read one by one.
+
+    It holds no checksums, by which another file in its place would be known; so each time it is asked whether it is the
+    same.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
@@ -201,6 +204,7 @@ class WholeTensors:
     needs_file = True
 
     def __init__(self, path: Path) -> None:
+        self._seen = _identity(path)
         self._file = SafetensorsFile(path.resolve())
 
     def at(self, path: Path) -> WholeTensors:
@@ -216,6 +220,8 @@ class WholeTensors:
 
     def read_into(self, name: str, targets: Targets) -> None:
         """As `ShardedFolder.read_into`."""
+        if (now := _identity(self._file.path)) and now != self._seen:
+            raise CheckpointError(f"The file {str(self._file.path)!r} is another one than was loaded.")
         whole = self._file.read(name)
         for box, target in targets:
             target.copy_(whole[box.within(whole_box(whole.shape))])

@@ -25,7 +25,7 @@ from fabric_core.errors import CheckpointError
 from fabric_core.memory import in_large_pages
 from fabric_core.sharded.dtypes import DTYPES, NAMES
 
-__all__ = ["SafetensorsFile", "write_safetensors"]
+__all__ = ["SafetensorsFile", "check_dtype", "write_safetensors"]
 
 METADATA = "__metadata__"
 """The one name in a header that is no tensor."""
@@ -84,7 +84,7 @@ def write_safetensors(
     end = 0
     for name in ordered:
         tensor, begin = tensors[name], end
-        _check_dtype(name, tensor.dtype)
+        check_dtype(name, tensor.dtype)
         end += tensor.shape.numel() * tensor.dtype.itemsize
         shape = list(tensor.shape)
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
@@ -184,7 +184,12 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(memory).cast("B")
 
 
-def _check_dtype(name: str, dtype: torch.dtype) -> None:
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Refuse a tensor of a dtype that the format does not know.
+
+    Raises:
+        CheckpointError: It is of such a one.
+    """
     if dtype not in NAMES:
         raise CheckpointError(
             f"The tensor {name!r} is of the dtype {dtype}, which files of shards do not know. Save it as one of "

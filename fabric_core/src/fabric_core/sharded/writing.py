@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fabric_core import checked
 from fabric_core.errors import CheckpointError
-from fabric_core.manifest import MANIFEST, described
+from fabric_core.manifest import LARGEST, MANIFEST, described
 from fabric_core.sharded import folders
 from fabric_core.sharded.boxes import Box
 from fabric_core.sharded.manifest import (
@@ -29,7 +29,7 @@ from fabric_core.sharded.manifest import (
     chunk_as_data,
     entry_as_data,
 )
-from fabric_core.sharded.safetensors import METADATA, open_regular, write_safetensors
+from fabric_core.sharded.safetensors import METADATA, check_dtype, open_regular, write_safetensors
 from fabric_core.sharded.shares import Share
 from fabric_core.sharded.trees import mapped, named
 
@@ -69,6 +69,7 @@ def write_part(folder: Path, rank: int, tree: Any) -> None:
     tensors: dict[str, Tensor] = {}
     index: dict[str, list[tuple[Box, str]]] = {}
     for name, share in shares.items():
+        check_dtype(name, share.dtype)  # on every rank, also where nothing of it is written
         index[name] = []
         for box, tensor in _pieces(share):
             key = _key(name, box, share.shape, tensors)
@@ -97,7 +98,7 @@ def finish(folder: Path, path: Path, world_size: int, origin: Mapping[str, Any])
         origin: What the manifest says of the job.
 
     Raises:
-        CheckpointError: The parts of the ranks do not make whole tensors. Nothing was replaced.
+        CheckpointError: The parts of the ranks do not make whole tensors, or are too many. Nothing was replaced.
         OSError: It cannot be written.
     """
     files, tensors = _merged(folder, world_size)
@@ -110,8 +111,14 @@ def finish(folder: Path, path: Path, world_size: int, origin: Mapping[str, Any])
         Manifest.parsed(content)
     except ValueError as error:
         raise CheckpointError(f"What the ranks have written makes no checkpoint: {error}.") from error
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(as_text(content))
+    text = as_text(content).encode()
+    if len(text) > LARGEST:
+        raise CheckpointError(
+            f"The ranks have written the tensors in so many parts that the manifest takes {len(text)} bytes, and at "
+            f"most {LARGEST} can be read. Save with fewer ranks, or in one file."
+        )
+    with (folder / MANIFEST).open("wb") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     for rank in range(world_size):
