@@ -19,6 +19,8 @@ from harness.serving import Make, serve
 from harness.statistics import turns
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+PER_CALL = ("wall", "cpu", "caller", "calls")
+"""The numbers of a sample that grow with the operation."""
 LAUNCHED_BY = {"TORCHELASTIC_RUN_ID": "benchmark", "GROUP_RANK": "0", "ROLE_RANK": "0", "NODE_RANK": "0"}
 
 
@@ -88,7 +90,7 @@ class Operations(Figure):
 
 
 def _divided(sample: Sample, per: int) -> Sample:
-    return {key: value / per if key in ("wall", "cpu", "calls") else value for key, value in sample.items()}
+    return {key: value / per if key in PER_CALL else value for key, value in sample.items()}
 
 
 class Contender:

@@ -77,10 +77,12 @@ def all_reduce(tensor: Tensor, op: ReduceOp = "mean", group: Group = None) -> Te
 def _in_transit(tensor: Tensor, op: str) -> tuple[torch.dtype, Tensor]:
     """The dtype of the result, and a copy of the tensor that backends can reduce."""
     dtype = tensor.dtype
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     stand_in = torch.float32 if op == "mean" and dtype in _HALVES else _STAND_INS.get(dtype, dtype)
     if stand_in is dtype:
-        return dtype, tensor.detach().clone(memory_format=torch.contiguous_format)
-    return dtype, tensor.detach().to(stand_in, memory_format=torch.contiguous_format)
+        return dtype, tensor.clone(memory_format=torch.contiguous_format)
+    return dtype, tensor.to(stand_in, memory_format=torch.contiguous_format)
 
 
 def all_gather(tensor: Tensor, group: Group = None) -> Tensor:

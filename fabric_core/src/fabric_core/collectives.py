@@ -42,7 +42,7 @@ def reduce_op(name: str) -> ReduceOp:
     Raises:
         ConfigurationError: There is none of that name.
     """
-    op = _OPS.get(str(name).lower())
+    op = _OPS.get(name) or _OPS.get(str(name).lower())
     if op is None:
         raise ConfigurationError(
             f"reduce_op={name!r} is not known.{did_you_mean(str(name), _OPS)} There are: {listing(_OPS)}."

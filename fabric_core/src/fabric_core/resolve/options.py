@@ -164,7 +164,8 @@ def _is_for(table: OptionTable, choice: Choice) -> bool:
 def _laid(choice: Choice, stated: Mapping[str, Stated]) -> Choice:
     options = {**choice.spec.options, **{name: one.value for name, one in stated.items()}}
     origins = {name: stated[name].source if name in stated else PRESET for name in options}
-    return replace(choice, options=options, origins=origins)
+    changed = options or choice.options
+    return replace(choice, options=options, origins=origins) if changed else choice
 
 
 def _refuse_for_instance(choice: Choice, code: Mapping[str, Any], texts: Mapping[str, str]) -> None:
