@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What follows "make test", for instance: make test ARGS="tests/core -k registry"
+# What follows pytest's name, for instance: make test ARGS="tests/core -k registry"
 ARGS ?=
 
 # The folders of tests, each of which is a part that can run beside any other. The longest first, for a good end.
@@ -27,7 +27,7 @@ export PIP_NO_INPUT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo engines test test-xla test-all $(PARTS) matrix check format docs docs-write bench wheels changelog clean distclean
+.PHONY: help install demo engines test test-xla $(PARTS) matrix check format docs docs-write bench wheels changelog clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,17 +40,19 @@ demo: $(STAMP) ## train the example on two processes
 engines: ## install SLURM and Open MPI from Debian's packages, for their tests (as root)
 	bash tests/engines/install.sh
 
-test: $(TESTED) ## run the whole test suite
+ifdef ARGS
+test: $(TESTED)
 	$(BIN)/python -m pytest $(ARGS)
+else
+test: $(PARTS) ## run the whole test suite, folder by folder: "make -j2 test" runs two at a time
+endif
 
 test-xla: $(XLA_STAMP) ## run the tests that need torch_xla
 	$(XLA_VENV)/bin/python -m pytest tests/xla_engine $(ARGS)
 
-test-all: test-xla $(PARTS) ## all tests, folder by folder: "make -j2 test-all" runs two folders at a time
-
 # One thread each: those of two folders would wait for each other.
 $(PARTS): test-of-%: $(TESTED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$* $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$*
 
 matrix: $(TESTED) ## compare every strategy and precision with a plain loop, and write docs/matrix.md
 	FABRIC_WRITE_DOCS=1 $(BIN)/python -m pytest tests/training/test_matrix.py $(ARGS)
