@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import os
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -485,3 +486,14 @@ def test_the_strategy_is_asked_for_the_states_of_models_and_optimizers(path: Pat
     fabric.save(path, {"model": model, "optimizer": optimizer})
     fabric.load(path, {"model": model, "optimizer": optimizer}, strict=False)
     assert asked == [nn.Linear, torch.optim.SGD, False]
+
+
+def test_what_was_loaded_does_not_depend_on_its_file_any_more(fabric: Fabric, path: Path) -> None:
+    """Who uses memory that is mapped to a file which is cut short is killed by SIGBUS."""
+    values = torch.arange(2.0**21)
+    fabric.save(path, {"values": values})
+    loaded = fabric.load(path)["values"]
+    os.truncate(path, 0)
+    assert torch.equal(loaded.add_(1), values + 1)
+    fabric.save(path, {"values": loaded})
+    assert torch.equal(fabric.load(path)["values"], loaded)
