@@ -116,6 +116,16 @@ def test_a_finder_of_somebody_elses_is_asked(monkeypatch: pytest.MonkeyPatch) ->
     assert ("unknown", "entry_points.txt of theirs") in found()
 
 
+def test_what_is_no_text_on_the_path_holds_nothing_as_for_imports(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(place, "there")
+    before = found()
+    monkeypatch.setattr(sys, "path", [place, None, *sys.path])
+    assert found() == before
+    assert installed.distribution("there") is not None
+
+
 def test_a_folder_that_is_gone_or_forbidden_holds_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,10 @@ def test_ranks_draw_different_random_numbers_as_fresh_ones_do(job: Job) -> None:
 
 
 def test_threads_compute_in_copies_and_loaders_have_workers_of_every_kind(job: Job) -> None:
-    """Also after the libraries that the warm process has imported could have started threads."""
+    """Also after the libraries that the warm process has imported could have started threads.
+
+    What workers send back is an object of a class of the script: of ``__mp_main__`` to those that were not forked.
+    """
     source = """
     import multiprocessing
     import numpy, torch
@@ -223,7 +227,11 @@ def test_threads_compute_in_copies_and_loaders_have_workers_of_every_kind(job: J
         def __len__(self):
             return 8
         def __getitem__(self, index):
-            return torch.tensor(index ** 2)
+            return index ** 2
+
+    class Batch:
+        def __init__(self, numbers):
+            self.numbers = torch.tensor(numbers)
 
     if __name__ == "__main__":
         torch.set_num_threads(2)
@@ -232,8 +240,8 @@ def test_threads_compute_in_copies_and_loaders_have_workers_of_every_kind(job: J
         threads = len(os.listdir("/proc/self/task"))
         sums = []
         for method in ("fork", "spawn", "forkserver"):
-            loader = DataLoader(Squares(), batch_size=4, num_workers=1, multiprocessing_context=method)
-            sums.append(sum(batch.sum().item() for batch in loader))
+            loader = DataLoader(Squares(), 4, num_workers=1, collate_fn=Batch, multiprocessing_context=method)
+            sums.append(sum(batch.numbers.sum().item() for batch in loader))
         answer([product, threads > 1, sums])
     """
     (rank,) = job.answers(source, "torch", processes=1, OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2")
@@ -272,7 +280,7 @@ HAZARDS = {
     "exits": ("raise SystemExit(3)", "exits fails: SystemExit: 3"),
     "dies": (
         KILLED,
-        "the process to be copied was killed by SIGKILL (the system may have run out of memory: see dmesg)",
+        "the process to be copied has ended: killed by SIGKILL (the system may have run out of memory: see dmesg)",
     ),
 }
 
@@ -305,6 +313,8 @@ def test_whoever_insists_on_copies_gets_an_error_before_any_rank_runs(job: Job) 
         ('os.environ["OMP_NUM_THREADS"] = "1"', "OMP_NUM_THREADS"),
         ("os.environ.setdefault('MKL_NUM_THREADS', '1')", "MKL_NUM_THREADS"),
         ('os.environ["PYTORCH_JIT"] = "0"', "PYTORCH_JIT"),
+        ('os.environ.update(KMP_BLOCKTIME="1", OMP_NUM_THREADS=str(1))', "KMP_BLOCKTIME"),
+        ('os.environ["FABRIC_PLUGINS_DENY"] = "acme"', "FABRIC_PLUGINS_DENY"),
         ('os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"', None),
         ("OMP_NUM_THREADS = 1", None),
     ],
@@ -326,7 +336,10 @@ def test_the_text_of_a_program_is_found_without_importing_it(
         path = tmp_path / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"raise RuntimeError({name!r})")
+    with zipfile.ZipFile("archive.pyz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("__main__.py", "raise RuntimeError('archive')")
     texts = {
+        RankCommand("archive.pyz"): b"'archive'",
         RankCommand("script.py"): b"'script'",
         RankCommand("package"): b"'package/__main__'",
         RankCommand("package", is_module=True): b"'package/__main__'",
@@ -395,7 +408,7 @@ def test_kill_9_of_the_warm_process_while_the_imports_run_is_told(job: Job) -> N
     code, err = job.end()
     assert code == 1
     assert (
-        "The ranks cannot be copied from a warm process: the process to be copied was killed by SIGKILL"
+        "The ranks cannot be copied from a warm process: the process to be copied has ended: killed by SIGKILL"
         in err
     )
 
@@ -424,7 +437,7 @@ run_ranks(RankCommand("train.py"), num_processes=2, warm=WarmStart())
     code, err = job.end(within=30)
     assert code == 1
     assert (
-        "Rank 1 could not be started as a copy of the warm process: the process to be copied was killed"
+        "Rank 1 could not be started as a copy of the warm process: the process to be copied has ended: killed"
         in err
     )
 

@@ -209,5 +209,12 @@ import torch, sys
 from fabric_core import Fabric
 torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])
 print({LOADED})
+
+import importlib.util
+class Theirs:  # a finder that is the next after ours
+    def find_spec(self, name, path=None, target=None):
+        print(name)
+sys.meta_path.insert(1, Theirs())
+importlib.util.find_spec("torch._dynamo")
 """
-    assert python("-c", code).split() == ["False"]
+    assert python("-c", code).split() == ["False", "torch._dynamo"]

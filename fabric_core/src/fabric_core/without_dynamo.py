@@ -87,9 +87,10 @@ class _Watch:
     ) -> ModuleSpec | None:
         if name == _DYNAMO:
             self.end()
-        elif name == "torch":
-            return self._found_by_others(name)
-        return None
+            return importlib.util.find_spec(
+                name
+            )  # who searches a list that has become shorter, passes one by
+        return self._found_by_others(name) if name == "torch" else None
 
     def begin(self) -> None:
         """Make the changes, if PyTorch is one that we know, and they are not made yet."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.machinery import PathFinder
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Installed(Protocol):
@@ -84,7 +84,10 @@ def _has_other_finders() -> bool:
 def _folders() -> list[str] | None:
     """The folders with metadata; ``None`` when there may be distributions elsewhere."""
     found: list[str] = []
-    for place in dict.fromkeys(sys.path):
+    path: list[Any] = sys.path
+    for place in dict.fromkeys(path):
+        if not isinstance(place, str):  # nor does Python import from there
+            continue
         try:
             listed = _listed(place, os.stat(place or ".").st_mtime_ns)
         except FileNotFoundError:

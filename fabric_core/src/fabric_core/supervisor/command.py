@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from typing import Any
 
 from fabric_core.errors import LaunchError
 from fabric_core.supervisor.variables import MODULE_FLAG
@@ -55,32 +56,35 @@ class RankCommand:
         if self.is_module:
             return os.getcwd()
         path = os.path.join(os.getcwd(), self.target)
-        is_script = PathFinder.find_spec("__main__", [path]) is None
-        return os.path.dirname(os.path.realpath(path)) if is_script else path
+        return os.path.dirname(os.path.realpath(path)) if _main_in([path]) is None else path
 
     def source(self) -> bytes:
         """The text of the program, as far as it is found without importing anything; else nothing."""
-        path = self._origin() if self.is_module else self.target
-        if os.path.isdir(path):
-            path = os.path.join(path, "__main__.py")
+        path = os.path.join(os.getcwd(), self.target)
+        spec = self._module() if self.is_module else _main_in([path])
+        loader: Any = SourceFileLoader("__main__", path) if spec is None else spec.loader
         try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError:
+            text: bytes = loader.get_data(path if spec is None else spec.origin)
+        except (OSError, AttributeError):  # it is not there, or a module without text
             return b""
+        return text
 
-    def _origin(self) -> str:
-        """The file of the module, or the folder of the package; empty when it is not found."""
+    def _module(self) -> ModuleSpec | None:
+        """The module, or the ``__main__`` of the package; ``None`` when it is not found."""
         places: list[str] | None = [os.getcwd(), *sys.path]
-        origin, name = "", ""
+        spec, name = None, ""
         for part in self.target.split("."):
             name = f"{name}.{part}" if name else part
             spec = PathFinder.find_spec(name, places)
             if spec is None:
-                return ""
+                return None
             places = spec.submodule_search_locations
-            origin = spec.origin or ""
-        return places[0] if places else origin
+        return _main_in(places) if places else spec
+
+
+def _main_in(places: list[str]) -> ModuleSpec | None:
+    """The ``__main__`` of folders or archives; ``None`` when there is none, or they are files."""
+    return PathFinder.find_spec("__main__", places)
 
 
 def current_command() -> RankCommand:

@@ -47,6 +47,8 @@ def _run_main(main: ModuleType, code: CodeType) -> None:
     main.__name__ = "__main__"
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
+    if "__mp_main__" in sys.modules:  # multiprocessing has taken what was there when it was imported
+        sys.modules["__mp_main__"] = main
     exec(code, main.__dict__)
 
 

@@ -25,10 +25,10 @@ from fabric_core.supervisor.outcome import died_of, say
 from fabric_core.supervisor.signals import Inbox, interrupts_held
 from fabric_core.supervisor.variables import LISTEN_FD, WARM_FD
 
-_READ_EARLY = re.compile(
-    rb"[\"']((?:OMP|GOMP|KMP|MKL|OPENBLAS|BLIS|NUMEXPR|VECLIB|ATEN|DNNL|ONEDNN|TORCH|PYTORCH)_[A-Z0-9_]+)[\"']"
-)
-"""Variables that libraries read while they are imported, in the text of a program that may be about to set them."""
+_EARLY = rb"(?:OMP|GOMP|KMP|MKL|OPENBLAS|BLIS|NUMEXPR|VECLIB|ATEN|DNNL|ONEDNN|TORCH|PYTORCH|FABRIC_PLUGINS)_[A-Z0-9_]+"
+_READ_EARLY = re.compile(rb"[\"'](%b)[\"']|\b(%b) *= *(?:f?[\"']|str\()" % (_EARLY, _EARLY))
+"""Variables that are read during imports, in the text of a program that may be about to set them: named in quotes, or
+as an argument that is given a text."""
 
 _LONGEST_FORK = 60.0  # seconds
 _SETTLE = 0.25  # seconds; what has killed the warm process may be on its way to this one, too
@@ -177,7 +177,7 @@ class WarmStarter:
 
     def _end_of_process(self) -> str:
         assert self._process is not None, "it was started before the channel was used"
-        return f"the process to be copied was {died_of(self._process.wait())}"
+        return f"the process to be copied has ended: {died_of(self._process.wait())}"
 
     def close(self) -> None:
         """End the warm process. It has nothing to save."""
@@ -192,7 +192,7 @@ class WarmStarter:
 def read_early(source: bytes) -> str | None:
     """A variable that a program speaks of, and may be about to set, though imports before it have read it already."""
     found = _READ_EARLY.search(source)
-    return None if found is None else found[1].decode()
+    return None if found is None else (found[1] or found[2]).decode()
 
 
 def _answer(channel: socket.socket, inbox: Inbox) -> dict[str, Any] | None:
