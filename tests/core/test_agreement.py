@@ -132,6 +132,16 @@ def test_what_some_ranks_do_fails_on_all(ranks: Any) -> None:
         assert str(error) == "Rank 1 could not write it: OSError: disk 1 is full. Nothing is lost."
 
 
+@pytest.mark.parametrize("reason", ["disk 1 is full", "disk 1 is full.", "disk 1 is full. Nothing is lost."])
+def test_what_is_added_to_a_failure_is_said_once(reason: str) -> None:
+    def write() -> None:
+        raise CheckpointError(reason)
+
+    with pytest.raises(CheckpointError) as told:
+        Agreement(None, 0, 1).on_ranks([0], write, "write it", ". Nothing is lost.")
+    assert str(told.value) == "Rank 0 could not write it: disk 1 is full. Nothing is lost."
+
+
 # -- coming to a verb ---------------------------------------------------------------------------------------------
 
 

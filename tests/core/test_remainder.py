@@ -18,9 +18,9 @@ from torch.utils.serialization import config
 
 from fabric_core import CheckpointError, Fabric
 from fabric_core.converting import shard
-from fabric_core.sharded.reading import MappedTensors
 from fabric_core.sharded.remainder import postponed, read_now
 from fabric_core.sharded.safetensors import SafetensorsFile
+from fabric_core.sharded.single import MappedTensors
 
 pytestmark = pytest.mark.usefixtures("core_alone")
 

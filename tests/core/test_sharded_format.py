@@ -24,8 +24,9 @@ from fabric_core.sharded import reading, safetensors, writing
 from fabric_core.sharded.boxes import Box, boxes_of_row, tile, whole_box
 from fabric_core.sharded.dtypes import DTYPES
 from fabric_core.sharded.manifest import Chunk, Entry, as_text
-from fabric_core.sharded.reading import ShardedFolder, plain, read_checkpoint
+from fabric_core.sharded.reading import ShardedFolder, read_checkpoint
 from fabric_core.sharded.shares import Share
+from fabric_core.sharded.stored import plain
 from fabric_core.sharded.writing import VALUES, finish, sum_of, without_shares, write_part
 
 SHARDS = "shard-000000.safetensors", "shard-000001.safetensors"

@@ -13,7 +13,8 @@ import first_values
 import pytest
 import torch
 
-from fabric_core.sharded.reading import plain, read_checkpoint
+from fabric_core.sharded.reading import read_checkpoint
+from fabric_core.sharded.stored import plain
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "large_models.py"
 LAYERS = 24

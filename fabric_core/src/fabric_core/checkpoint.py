@@ -22,8 +22,8 @@ from fabric_core.errors import (
     listing,
 )
 from fabric_core.places import Place, place_of
-from fabric_core.sharded.reading import plain
 from fabric_core.sharded.remainder import Remainder, is_postponed, postponed, read_now
+from fabric_core.sharded.stored import plain
 from fabric_core.wrappers.face import unwrap
 
 OWN_KEY = "__fabric__"

@@ -19,9 +19,10 @@ from fabric_core.places import ALONE, place_of
 from fabric_core.sharded.boxes import Box
 from fabric_core.sharded.dtypes import NAMES
 from fabric_core.sharded.folders import check_replaceable
-from fabric_core.sharded.reading import StoredTensor, plain, read_checkpoint
+from fabric_core.sharded.reading import read_checkpoint
 from fabric_core.sharded.safetensors import write_safetensors
 from fabric_core.sharded.shares import Share
+from fabric_core.sharded.stored import StoredTensor, plain
 from fabric_core.sharded.trees import mapped
 from fabric_core.sharded.writing import VALUES, finish, without_shares, write_part
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fabric_core.errors import CheckpointError
-from fabric_core.sharded.reading import plain
 from fabric_core.sharded.rows import check_fits, cut, shape_of
+from fabric_core.sharded.stored import plain
 from fabric_deepspeed.engine import Engine
 from fabric_deepspeed.layouts import piece_of, read_piece, write_piece
 from fabric_deepspeed.pieces import Piece

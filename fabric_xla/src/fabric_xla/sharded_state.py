@@ -20,8 +20,8 @@ from torch_xla.core import xla_model as xm
 from torch_xla.distributed.fsdp import XlaFullyShardedDataParallel
 
 from fabric_core.errors import SetupError
-from fabric_core.sharded.reading import plain
 from fabric_core.sharded.rows import Row, check_fits, cut, shape_of
+from fabric_core.sharded.stored import plain
 from fabric_xla.pending import compute
 
 _INNER = "_fsdp_wrapped_module."  # what torch_xla's wrapper adds to names

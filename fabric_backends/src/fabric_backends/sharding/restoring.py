@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fabric_backends.sharding.tensors import box_of, is_sharded, local_part
 from fabric_core.memory import in_large_pages
 from fabric_core.sharded.boxes import Box, whole_box
-from fabric_core.sharded.reading import Begin, StoredTensor, reading
+from fabric_core.sharded.stored import Begin, StoredTensor, reading
 
 
 def fitting(value: Any, like: Any, begin: Begin, in_place: bool = False) -> Any:
@@ -22,7 +22,7 @@ def fitting(value: Any, like: Any, begin: Begin, in_place: bool = False) -> Any:
     Args:
         value: A tensor, one that lies in a folder, or anything else, which is left as it is.
         like: A tensor. When it is sharded and of the same shape, only the part of this rank is read.
-        begin: What reads it (`fabric_core.sharded.reading.reading`).
+        begin: What reads it (`fabric_core.sharded.stored.reading`).
         in_place: Read into ``like`` itself, if it can be, and return it.
     """
     fits = is_sharded(like) and value.shape == like.shape if _is_tensor(value) else False

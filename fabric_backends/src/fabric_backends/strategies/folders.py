@@ -12,7 +12,7 @@ from torch.utils.serialization import config as serialization
 from fabric_backends.strategies.parallel import ParallelStrategy
 from fabric_core.contracts.folder import save_folder
 from fabric_core.errors import OptionsError, did_you_mean
-from fabric_core.sharded.reading import MappedTensors
+from fabric_core.sharded.single import MappedTensors
 from fabric_core.sharded.trees import mapped
 
 CheckpointKind = Literal["sharded", "full"]

@@ -147,7 +147,7 @@ class Agreement:
                 failure = error
         failed = self.first_failure(failure, ranks)
         if failed is not None:
-            raise CheckpointError(f"{_blaming(failed, what)}{then}") from failure
+            raise CheckpointError(_followed(_blaming(failed, what), then)) from failure
 
     @contextmanager
     def jointly(self, what: str) -> Iterator[None]:
@@ -243,6 +243,11 @@ def _outcome(text: str) -> tuple[int, str] | None:
 
 def _blaming(failure: tuple[int, str], what: str) -> str:
     return f"Rank {failure[0]} could not {what}: {failure[1]}"
+
+
+def _followed(text: str, then: str) -> str:
+    """A sentence with what is added to it, which may be said in it already."""
+    return f"{text.rstrip('.').removesuffix(then.rstrip('.'))}{then}" if then else text
 
 
 def _read(store: Store, key: str) -> str:

@@ -442,7 +442,7 @@ class Strategy(Part):
         Returns:
             The same as plain values, on the CPU.
         """
-        from fabric_core.sharded.reading import plain
+        from fabric_core.sharded.stored import plain
 
         return plain(value)
 

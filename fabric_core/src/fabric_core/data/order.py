@@ -277,12 +277,9 @@ class Order:
         """What all ranks have not consumed."""
         last = self._consumed.last
         before = itertools.islice(elements, last["number"] if last else 0, self.begin)
-        for element in itertools.islice(
-            before, 1
-        ):  # none, if it was in what the last round was filled up with
+        for element in itertools.islice(before, 1):  # none, if the last round was filled up with it
             self._consumed.compare(element)
-        for _ in before:
-            pass
+        deque(before, maxlen=0)  # passes over all of them
         return elements
 
 

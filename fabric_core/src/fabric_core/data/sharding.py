@@ -89,13 +89,9 @@ def share_of(loader: DataLoader[Any]) -> tuple[Share, int | None]:
     if isinstance(loader.dataset, IterableDataset):
         return Share(1, 0, None), None
     source: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    size = (
-        1
-        if loader.batch_sampler is None
-        else source.batch_size
-        if type(source) in torchs(BatchSampler)
-        else None
-    )
+    size: int | None = 1
+    if loader.batch_sampler is not None:
+        size = source.batch_size if type(source) in torchs(BatchSampler) else None
     part = _distributed_part(source)
     if part is None:
         return Share(1, 0, size), None

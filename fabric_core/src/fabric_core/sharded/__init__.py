@@ -12,6 +12,6 @@
 It is written under another name beside its place, flushed to disk, and put there by one rename. A folder without its
 manifest is not finished. Nothing in it is a pickle but ``values.pt``, which is read as tensors and plain values only.
 
-From below: `boxes`, `dtypes`, `trees` → `shares`, `safetensors` → `manifest` → `folders` → `writing` → `reading` →
-`remainder`.
+From below: `boxes`, `dtypes`, `trees` → `shares`, `safetensors` → `manifest` → `folders` → `writing` → `stored` →
+`single` → `reading` → `remainder`.
 """

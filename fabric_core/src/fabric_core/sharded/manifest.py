@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -101,9 +102,9 @@ class Manifest:
         if not path.exists() and not path.is_symlink():
             raise CheckpointError(_unfinished(folder))
         with open_regular(path) as file:
-            text = file.read(LARGEST + 1)
+            text = file.read() if os.fstat(file.fileno()).st_size <= LARGEST else None
         try:
-            if len(text) > LARGEST:
+            if text is None:
                 raise ValueError("it is too large")
             content = parsed(text, folder)
             check_format(content, folder, FORMAT, VERSION)

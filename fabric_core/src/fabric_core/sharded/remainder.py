@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fabric_core.sharded.reading import StoredTensor, plain
+from fabric_core.sharded.stored import StoredTensor, plain
 from fabric_core.sharded.trees import mapped, named
 
 __all__ = ["Later", "Remainder", "is_postponed", "needs_file", "postponed", "read_now"]
@@ -80,9 +80,8 @@ class Remainder(dict[Any, Any]):
         super().__delitem__(key)
         self._unread.pop(key, None)
 
-    def __iter__(
-        self,
-    ) -> Iterator[Any]:  # a dictionary that has its own is copied by its methods, and not by its memory
+    def __iter__(self) -> Iterator[Any]:
+        # A dictionary that has its own is copied by its methods, and not by its memory.
         return super().__iter__()
 
     # What a dict does in C would pass by the methods above. These come back to them.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fabric_core.errors import listing
-from fabric_core.sharded.reading import StoredTensor
 from fabric_core.sharded.shares import Share
+from fabric_core.sharded.stored import StoredTensor
 
 __all__ = ["Row", "check_fits", "cut", "shape_of"]
 
