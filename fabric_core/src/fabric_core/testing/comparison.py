@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -25,6 +26,9 @@ HALF_TOLERANCE = 0.02  # of how far training moved: what the rounding of half pr
 TRUE_TOLERANCE = 0.05  # likewise, where each of twenty updates is rounded to half precision, too
 LAST_DIGITS = 2  # what rounding once the other way does to a weight, and to what it is subtracted from next
 
+plain_result = functools.lru_cache(maxsize=128)(train_plain)
+"""What `train_plain` returns, which many strategies are compared with; it must not be changed."""
+
 
 def judge(
     case: Case, trained: Trained, shares: int, *, master: bool = False, build: Build = Net
@@ -33,7 +37,7 @@ def judge(
 
     Arguments as `train_plain`.
     """
-    plain = train_plain(case, shares, master, build)
+    plain = plain_result(case, shares, master, build)
     distance = distance_moved(plain, case, build)
     found = max(between(trained.losses, plain.losses), difference(trained.parameters, plain.parameters))
     return found, allowed(case.precision, distance, plain.parameters, master=master)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from fabric_core.testing.comparison import FLOAT32_TOLERANCE, HALVES, allowed, between, distance_moved
+from fabric_core.testing.comparison import (
+    FLOAT32_TOLERANCE,
+    HALVES,
+    allowed,
+    between,
+    distance_moved,
+    plain_result,
+)
 from fabric_core.testing.plain_loop import (
     CASES,
     DTYPES,
@@ -23,11 +29,8 @@ from fabric_core.testing.plain_loop import (
     make,
     plain_output,
     probe,
-    train_plain,
 )
 from fabric_core.testing.strategy_checks.base import StrategyChecks, outcome_of
-
-_train_plain = functools.lru_cache(maxsize=64)(train_plain)
 
 
 class Numbers(StrategyChecks):
@@ -194,7 +197,7 @@ def expect_equal(case: Case, what: str, found: list[Any], *, master: bool, build
         AssertionError: They differ by more than rounding explains.
     """
     for rank, facts in enumerate(found):
-        plain: Trained = _train_plain(case, facts["replicas"], master, build)
+        plain: Trained = plain_result(case, facts["replicas"], master, build)
         most = allowed(case.precision, distance_moved(plain, case, build), plain.parameters, master=master)
         one, other = getattr(outcome_of(facts), what), getattr(plain, what)
         distance = difference(one, other) if isinstance(other, dict) else between(one, other)
