@@ -27,6 +27,8 @@ except PackageNotFoundError:
 else:
     os.environ["PJRT_DEVICE"] = "CPU"
     os.environ.pop("CPU_NUM_DEVICES", None)
+    # What is compiled here runs a few times on a few numbers: to optimize it takes longer than it saves.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(scope="session", autouse=True)

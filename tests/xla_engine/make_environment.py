@@ -58,7 +58,8 @@ def main(folder: Path) -> None:
     python = folder / "bin" / "python"
 
     def pip_install(*arguments: str) -> None:
-        command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-qq", *arguments]
+        options = ("--disable-pip-version-check", "--no-compile", "-qq")  # most of it is never imported
+        command = [python, "-m", "pip", "install", *options, *arguments]
         subprocess.run(command, check=True, cwd=ROOT)
 
     alone = [line for line in pinned() if line.split("==")[0] in WITHOUT_DEPENDENCIES]
