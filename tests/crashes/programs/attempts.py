@@ -13,13 +13,12 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from points import Board, Plan
-from training import RANKS, Job, train
-
-from fabric_core import Fabric
+from training import RANKS, Job
 
 PATIENCE = 180.0
 """Seconds after which an attempt counts as hanging."""
@@ -44,10 +43,15 @@ class Attempt:
 
 
 class Attempts:
-    """Starts the job of one strategy."""
+    """Starts a job again and again.
 
-    def __init__(self, strategy: str, folder: Path) -> None:
-        self.strategy = strategy
+    Args:
+        launch: Starts the ranks, each of which calls `train`, and returns or raises when they have ended.
+        folder: For what the job writes to its terminal.
+    """
+
+    def __init__(self, launch: Callable[[Job], None], folder: Path) -> None:
+        self.launch = launch
         self.board = Board(RANKS)
         self._output = folder / "output"
 
@@ -103,9 +107,7 @@ class Attempts:
             descriptor = os.open(self._output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             for stream in (1, 2):
                 os.dup2(descriptor, stream)
-            Fabric(accelerator="cpu", strategy=self.strategy, devices=RANKS, plugins="fork").launch(
-                train, job
-            )
+            self.launch(job)
             code = 0
         except BaseException:
             traceback.print_exc()

@@ -15,8 +15,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from typing import Any
 import torch
 from attempts import Attempt, Attempts
 from points import Plan
-from training import EVERY, RANKS, STEPS, checkpoints_of
+from training import EVERY, RANKS, STEPS, Job, checkpoints_of, train
+
+from fabric_core import Fabric
 
 KINDS = {"point": 0.5, "around": 0.3, "time": 0.2}
 """How often each kind of crash is chosen."""
@@ -64,10 +67,10 @@ class Report:
 
 
 class Crashes:
-    """The crashes of one strategy, and what becomes of the training."""
+    """The crashes of one job, and what becomes of the training."""
 
-    def __init__(self, strategy: str, folder: Path, seed: int) -> None:
-        self.attempts = Attempts(strategy, folder)
+    def __init__(self, launch: Callable[[Job], None], folder: Path, seed: int) -> None:
+        self.attempts = Attempts(launch, folder)
         self.folder, self.report = folder, Report()
         self.chance = random.Random(seed)
         self.attempts.warm_up(folder / "warming")
@@ -223,11 +226,16 @@ def first_difference(name: str, expected: str, found: str) -> str:
     return next((f"{name}: {one!r}, but {other!r}" for one, other in lines if one != other), name)
 
 
-def main(config: dict[str, Any]) -> dict[str, Any]:
+def launch(strategy: str, job: Job) -> None:
+    """Train on the CPU."""
+    Fabric(accelerator="cpu", strategy=strategy, devices=RANKS, plugins="fork").launch(train, job)
+
+
+def main(config: dict[str, Any], launch: Callable[[str, Job], None] = launch) -> dict[str, Any]:
     """Do what the config says."""
     began = time.monotonic()
     torch.set_num_threads(1)
-    crashes = Crashes(config["strategy"], Path(config["folder"]), config["seed"])
+    crashes = Crashes(partial(launch, config["strategy"]), Path(config["folder"]), config["seed"])
     crashes.run(crashes.at_random(), config["crashes"])
     if config["sweep"]:
         crashes.run(crashes.sweep(), sys.maxsize)

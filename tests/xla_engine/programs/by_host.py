@@ -100,6 +100,12 @@ def join(folder: Path) -> Any:
         The store that this process serves; it has to live as long as the job.
     """
     os.environ["PJRT_LOCAL_PROCESS_RANK"], os.environ["PJRT_LOCAL_PROCESS_COUNT"] = str(RANK), str(SIZE)
+    talk_by_host()
+    return _meeting_point(folder)
+
+
+def talk_by_host() -> None:
+    """Let the processes of a launch talk to each other."""
     for name, function in {
         "all_reduce": _all_reduce,
         "all_gather": _all_gather,
@@ -110,11 +116,7 @@ def join(folder: Path) -> Any:
     answers = {"world_size": SIZE, "global_ordinal": RANK, "local_ordinal": RANK, "local_device_count": SIZE}
     for name, answer in answers.items():
         setattr(xr, name, lambda answer=answer: answer)
-    served = _meeting_point(folder)
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(str(folder / "group"), SIZE), rank=RANK, world_size=SIZE
-    )
-    return served
+    dist.init_process_group("gloo")
 
 
 def _meeting_point(folder: Path) -> Any:
