@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -56,10 +55,6 @@ class FakeStore:
         with self.changed:
             self.checks += 1
             return all(key in self.values for key in keys)
-
-    def wait(self, keys: list[str], timeout: timedelta, /) -> None:
-        for key in keys:
-            self.get(key)
 
 
 PLAN = {

@@ -3,9 +3,8 @@
 A disk may take longer than a collective may; and a checkpoint may be written by a thread while the training goes on,
 whose collectives must not meet others.
 
-[Note: two threads and one store] The client of a store serves one thread at a time. While one waits in it for a key, an
-other cannot even set the key that a peer of the first needs. So nobody waits in it here: a rank looks, sleeps, and
-looks again. The thread that saves counts its agreements for itself: it may come before or after what the other does.
+Two threads use one store, see [Note: two threads and one store]. The one that saves counts its agreements for itself:
+it may come before or after what the other does.
 
 [Note: the last one tells] No rank asks for the word of each of the others, which would take rank 0 of a large job
 seconds. Those that come count themselves, and the last one tells all the outcome. Only where something is wrong does
@@ -16,20 +15,17 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from fabric_core.background import in_background
-from fabric_core.contracts.store import Store
+from fabric_core.contracts.store import Store, read_when_there, wait_until
 from fabric_core.errors import CheckpointError, SetupError
 
 __all__ = ["Agreement"]
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.001, 0.25  # seconds between two looks at the store
-_SHARE = 0.1  # of the time that was waited already, for the next pause
 _QUIET = 10.0  # seconds that a rank waits for others to come to a verb before it says so
 _MOST_NAMED = 8  # ranks in a message
 
@@ -97,14 +93,14 @@ class Agreement:
                     stacklevel=2,
                 )
 
-        if not _wait(lambda: store.check([key]), (_QUIET, warn), self._patience):
+        if not wait_until(lambda: store.check([key]), (_QUIET, warn), self._patience):
             raise SetupError(
                 f"Rank {self._rank} has waited in {call} for {self._patience:.0f} s, and "
                 f"{self._absent(store, key)} did not come. {rule} Where a rank is busy for longer, the "
                 "strategy's option 'timeout' says how long to wait for it."
             )
         store.delete_key(f"{key}/{self._rank}")
-        mismatch = json.loads(_read(store, key))
+        mismatch = json.loads(read_when_there(store, key))
         if mismatch is not None:
             raise SetupError(f"{mismatch} Every rank calls the same verbs in the same order.")
 
@@ -123,7 +119,7 @@ class Agreement:
                 store.add(f"{key}/failed", 1)
             if self._is_last(store, key, len(workers)):
                 store.set(key, json.dumps(_first_of(store, key, workers)))
-        return _outcome(_read(store, key)) if workers else None
+        return _outcome(read_when_there(store, key)) if workers else None
 
     def on_ranks(self, ranks: Sequence[int], action: Callable[[], object], what: str, then: str = "") -> None:
         """Do something on some ranks, and succeed or fail on all of them. Called on every rank.
@@ -184,7 +180,7 @@ class Agreement:
         try:
             if self._is_last(store, key, self._world_size):  # all are done, and nobody can fail any more
                 store.set(key, json.dumps(None))
-            return _outcome(_read(store, key))
+            return _outcome(read_when_there(store, key))
         except Exception as error:  # of the store: its server ends with rank 0, or with the launcher
             raise CheckpointError(
                 f"This rank could {what}, but not learn whether all others could, because the store of the job is gone "
@@ -198,7 +194,7 @@ class Agreement:
         key = self._next_key()
         if self._rank == 0:
             self._store.set(key, value)
-        return _read(self._store, key)
+        return read_when_there(self._store, key)
 
     def _is_last(self, store: Store, key: str, number: int) -> bool:
         """Count this rank among those that have come; whether it is the last of so many."""
@@ -216,7 +212,7 @@ class Agreement:
         """The same in words, for ranks that all give up at about the same time."""
         if store.add(f"{key}/asked", 1) == 1:
             store.set(f"{key}/absent", _named(self._missing(store, key)))
-        found = _wait(lambda: store.check([f"{key}/absent"]), patience=_QUIET)
+        found = wait_until(lambda: store.check([f"{key}/absent"]), patience=_QUIET)
         return store.get(f"{key}/absent").decode() if found else "some ranks"
 
     def _next_key(self) -> str:
@@ -250,12 +246,6 @@ def _followed(text: str, then: str) -> str:
     return f"{text.rstrip('.').removesuffix(then.rstrip('.'))}{then}" if then else text
 
 
-def _read(store: Store, key: str) -> str:
-    """The value of a key, as soon as somebody has set it."""
-    _wait(lambda: store.check([key]))
-    return store.get(key).decode()
-
-
 def _counted(store: Store, key: str) -> int:
     """How far a counter has come; it is not needed any more."""
     number = store.add(key, 0)
@@ -272,33 +262,6 @@ def _first_of(store: Store, key: str, workers: Sequence[int]) -> tuple[int, str]
     for rank in failed:
         store.delete_key(f"{key}/{rank}")
     return failed[0], reasons[0]
-
-
-def _wait(
-    condition: Callable[[], bool],
-    once: tuple[float, Callable[[], None]] | None = None,
-    patience: float = math.inf,
-) -> bool:
-    """Wait until something is so; see [Note: two threads and one store].
-
-    Args:
-        condition: What.
-        once: What to do once, when so many seconds have gone by.
-        patience: Seconds after which to give up.
-
-    Returns:
-        Whether it is so.
-    """
-    began = time.monotonic()
-    while not condition():
-        waited = time.monotonic() - began
-        if waited > patience:
-            return False
-        if once is not None and waited > once[0]:
-            once[1]()
-            once = None
-        time.sleep(min(max(_SHORTEST_PAUSE, _SHARE * waited), _LONGEST_PAUSE))
-    return True
 
 
 def _named(ranks: Sequence[int]) -> str:
