@@ -14,7 +14,8 @@ import torch
 
 from fabric_core import CheckpointError, Fabric, __version__
 from fabric_core.manifest import MANIFEST, read_manifest
-from fabric_core.parts.torch_file import FORMAT, VERSION, TorchFile
+from fabric_core.parts.file_format import FORMAT, VERSION
+from fabric_core.parts.torch_file import TorchFile
 
 
 @pytest.fixture

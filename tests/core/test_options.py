@@ -24,11 +24,11 @@ from fabric_core import (
     StrategySpec,
 )
 from fabric_core.build import make
-from fabric_core.plan import OptionTable, Plan
+from fabric_core.plan import Late, OptionTable, Plan
 from fabric_core.resolve.annotations import form_of
 from fabric_core.resolve.declared import REQUIRED, declared_options
-from fabric_core.resolve.forms import Late, Unfit
-from fabric_core.resolve.options import check_preset
+from fabric_core.resolve.forms import Unfit
+from fabric_core.resolve.stated import check_preset
 
 if TYPE_CHECKING:
     from conftest import Run, Shelf

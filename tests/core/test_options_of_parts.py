@@ -16,7 +16,7 @@ from fabric_core import Registry
 from fabric_core.registry import Offer
 from fabric_core.requirements import missing_requirements
 from fabric_core.resolve.declared import REQUIRED, declared_options, options_class
-from fabric_core.resolve.options import check_preset
+from fabric_core.resolve.stated import check_preset
 from fabric_core.targets import import_target
 
 if TYPE_CHECKING:

@@ -33,7 +33,6 @@ from torch import nn
 
 from fabric_core import CheckpointError, UnsafeCheckpointError
 from fabric_core.beside import ABANDONED, temporary_for
-from fabric_core.parts import torch_file
 from fabric_core.parts.torch_file import TorchFile
 
 FILE = TorchFile()
@@ -695,4 +694,3 @@ def test_signals_are_left_alone(path: Path) -> None:
     before = [signal.getsignal(number) for number in signal.valid_signals()]
     FILE.save(path, state())
     assert [signal.getsignal(number) for number in signal.valid_signals()] == before
-    assert torch_file.METADATA_TYPES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fabric_core import (
     AcceleratorSpec,
@@ -11,11 +12,13 @@ from fabric_core import (
     LauncherSpec,
     LoggerSpec,
     NoOptions,
-    Plan,
     PrecisionSpec,
     StrategySpec,
     hookimpl,
 )
+
+if TYPE_CHECKING:
+    from fabric_core import Plan
 
 DEVICE_TYPES = ("xpu", "hpu", "npu", "mtia", "maia")
 """Device types of PyTorch that can be asked for by name; ``torch_accelerator`` stands for every other."""

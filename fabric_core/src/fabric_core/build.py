@@ -16,10 +16,8 @@ from fabric_core.contracts.precision import Precision
 from fabric_core.contracts.strategy import Strategy, Surroundings
 from fabric_core.errors import BrokenPluginError, FabricError, OptionsError, listing, unknown_option
 from fabric_core.manifest import origin_of
-from fabric_core.plan import Choice, Plan
+from fabric_core.plan import Choice, Late, Plan
 from fabric_core.resolve.asked import kind_of_class
-from fabric_core.resolve.declared import REQUIRED, declared_options, options_class
-from fabric_core.resolve.forms import Late
 from fabric_core.specs import LoggerSpec
 from fabric_core.targets import import_target
 
@@ -103,7 +101,11 @@ def _found(value: Any, name: str, choice: Choice) -> Any:
 
 def _check_together(choice: Choice, options: dict[str, Any]) -> None:
     """Let the dataclass that declares the options say what it thinks of all of them at once."""
-    declared = declared_options(choice.spec) if options else None
+    if not options:
+        return
+    from fabric_core.resolve.declared import REQUIRED, declared_options, options_class
+
+    declared = declared_options(choice.spec)
     if declared is None:
         return
     _check_complete(choice, [option.name for option in declared.values() if option.default is REQUIRED])

@@ -26,7 +26,6 @@ Each message says what was asked, why it cannot be, what there is, and what to d
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -155,7 +154,9 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
         >>> did_you_mean("cpy", ["cpu", "spam"])
         " Did you mean 'cpu'?"
     """
-    near = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=cutoff)
+    from difflib import get_close_matches  # rarely needed, and ten modules
+
+    near = get_close_matches(str(name).lower(), list(known), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -15,6 +15,12 @@ AUTO = "auto"
 """What a flag is when the core is to choose."""
 
 
+class Late(str):
+    """The path of an object (``"package.module:name"``) among options, as a text; imported when the part is made."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class OptionTable:
     """What a file says of the options of one part.

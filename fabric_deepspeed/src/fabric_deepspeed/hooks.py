@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from fabric_core import Plan, PrecisionSpec, StrategySpec, hookimpl
+from fabric_core import PrecisionSpec, StrategySpec, hookimpl
+
+if TYPE_CHECKING:
+    from fabric_core import Plan
 
 DEEPSPEED = StrategySpec(
     "deepspeed",

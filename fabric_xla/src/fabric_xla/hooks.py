@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fabric_core import (
     AcceleratorSpec,
@@ -11,11 +12,13 @@ from fabric_core import (
     ClusterEnvironmentSpec,
     LauncherSpec,
     NoOptions,
-    Plan,
     PrecisionSpec,
     StrategySpec,
     hookimpl,
 )
+
+if TYPE_CHECKING:
+    from fabric_core import Plan
 
 REQUIRES = ("torch_xla[tpu]>=2.7",)
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")

@@ -48,7 +48,7 @@ def check_named(
 
 
 def _check_one_takes(specs: list[PartSpec], texts: Mapping[str, str]) -> None:
-    from fabric_core.resolve.options import check_texts
+    from fabric_core.resolve.stated import check_texts
 
     refusals = []
     for spec in specs:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from fabric_core.registry.discovery import installed_version
@@ -34,6 +32,9 @@ def accelerator_of_argument(name: str) -> str:
 
 @cache
 def _known() -> dict[str, Any]:
+    import json
+    from importlib import resources
+
     text = resources.files("fabric_core.registry").joinpath("known_parts.json").read_text("utf-8")
     known: dict[str, Any] = json.loads(text)
     return known

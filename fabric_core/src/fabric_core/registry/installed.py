@@ -109,5 +109,6 @@ def _listed(place: str, _: int) -> list[str] | None:
     return [os.path.join(place, name) for name in names if name.lower().endswith((".dist-info", ".egg-info"))]
 
 
+@lru_cache(maxsize=4096)  # every requirement of every part is looked for among all of them
 def _name_of(path: str) -> str:
     return canonical(os.path.basename(path).rpartition(".")[0].partition("-")[0])

@@ -7,7 +7,6 @@ import importlib.util
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -114,6 +113,8 @@ def may_offer_accelerators(module: str) -> bool:
 
 def _source_of(module: str) -> str | None:
     """The source of a module, found without importing the packages around it; ``None`` when it cannot be found."""
+    from pathlib import Path
+
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)

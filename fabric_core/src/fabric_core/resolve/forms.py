@@ -15,6 +15,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from fabric_core.plan import Late
+
 NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 PATH = re.compile(f"{NAME}:{NAME}")
 
@@ -36,12 +38,6 @@ def demand(value: Any, right: bool) -> Any:
     if not right:
         raise Unfit
     return value
-
-
-class Late(str):
-    """The path of an object (``"package.module:name"``), given as a text; imported when the part is made."""
-
-    __slots__ = ()
 
 
 class Form(ABC):
