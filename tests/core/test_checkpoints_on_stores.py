@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from cut_line import Line
 
-from fabric_core import CheckpointError, Fabric
+from fabric_core import CheckpointError, ConfigurationError, Fabric
 from fabric_core.checkpoints import Checkpoints, on_store
 from fabric_core.cli import convert
 from fabric_core.converting import consolidate, consolidated, shard
@@ -243,6 +243,22 @@ def test_another_file_of_safetensors_is_never_taken_for_the_one_that_was_loaded(
         again["values"]
     with pytest.raises(CheckpointError, match=rf"The checkpoint '{URL}/whole.pt' has no 'model'"):
         consolidated(f"{URL}/whole.pt", "model")
+
+
+@pytest.mark.parametrize("name", ["runs[12]", "runs*", "run?"])
+def test_an_address_that_stands_for_others_is_not_written_to(
+    manager: Callable[..., Checkpoints], fabric: Fabric, store: Line, name: str
+) -> None:
+    manager().save(state(), 1)
+    there, url = store.find("/"), f"line://bucket/{name}/1"
+    for write in (
+        lambda: fabric.checkpoints(url, keep=1),
+        lambda: fabric.save(f"{url}/x.pt", state()),
+        lambda: consolidate(f"{URL}/step-000000001", f"{url}/x.pt"),
+    ):
+        with pytest.raises(ConfigurationError, match=r"stand for other names there.*could delete"):
+            write()
+    assert store.find("/") == there
 
 
 def test_conversions_read_and_write_stores(fabric: Fabric, store: Line, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from fabric_core.contracts.agreement import Agreement
 from fabric_core.contracts.strategy import Strategy
 from fabric_core.errors import CheckpointError, WrongTypeError
-from fabric_core.remote import Found, Remote
+from fabric_core.remote import Found, Remote, check_literal
 from fabric_core.sharded.remainder import needs_file, read_now
 
 
@@ -86,6 +86,7 @@ class Place(ABC):
 
         Raises:
             CheckpointError: It cannot be written; on every rank. What was there before is intact.
+            ConfigurationError: It is an address that stands for others, too.
         """
 
     @abstractmethod
@@ -168,6 +169,7 @@ class RemotePlace(Place):
 
     def write(self, ranks: Ranks, save: Callable[[Path], None]) -> None:
         """See `Place`. Each rank uploads its share of the files; see [Note: remote folders]."""
+        check_literal(self.url, self._name)
         agreement = ranks.agreement
         token = agreement.of_rank_zero(secrets.token_hex(8))
         staging = Path(agreement.of_rank_zero(tempfile.gettempdir())) / f"fabric-{token}"

@@ -19,13 +19,14 @@ from typing import Any
 
 from fabric_core.beside import shortened, temporary_name
 from fabric_core.checked import crc32
-from fabric_core.errors import CheckpointError
+from fabric_core.errors import CheckpointError, ConfigurationError
 from fabric_core.manifest import LARGEST, MANIFEST, check_format, parsed, read_manifest
 
 FORMAT, VERSION = "fabric-remote", 1
 
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"\.?\w[\w.-]*")
+_PATTERN = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,23 @@ class Remote:
             there = (folder / name).stat().st_size
             if there != found.sizes[name]:
                 raise OSError(f"of the {found.sizes[name]} bytes of {name!r}, {there} have arrived")
+
+
+def check_literal(url: str, shown: str) -> None:
+    """Refuse to write to an address that fsspec takes for a pattern: it would delete whatever that matches.
+
+    Args:
+        url: The address.
+        shown: The same for messages.
+
+    Raises:
+        ConfigurationError: It is such a one.
+    """
+    if _PATTERN.search(url):
+        raise ConfigurationError(
+            f"The address {shown!r} has one of the signs '*', '?' and '[', which stand for other names there. Nothing "
+            "is written to it, since that could delete what has those names. Give another address."
+        )
 
 
 def _checked(content: Mapping[str, Any]) -> Found:

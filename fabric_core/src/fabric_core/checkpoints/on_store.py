@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fabric_core.checkpoints.directory import Directory
 from fabric_core.errors import CheckpointError
-from fabric_core.remote import Remote
+from fabric_core.remote import Remote, check_literal
 
 ABANDONED = timedelta(days=1)
 """After this time, parts to which nothing was added are taken for what a crash has left."""
@@ -39,11 +39,15 @@ class StoreDirectory(Directory):
     Args:
         url: With its protocol.
         shown: The same for messages, without a password.
+
+    Raises:
+        ConfigurationError: It stands for other addresses, too.
     """
 
     parts_show = True
 
     def __init__(self, url: str, shown: str) -> None:
+        check_literal(url, shown)
         self._url = url.rstrip("/")
         self._shown = shown
         self._owner: str | None = None

@@ -52,6 +52,7 @@ class State(Life):
         Raises:
             CheckpointError: It cannot be written; on every rank. What was there before is intact. Or the save before,
                 with ``wait=False``, has failed; this one was not begun then.
+            ConfigurationError: ``path`` is the address of a store and has a sign that stands for others (``*``, ``?``).
             SetupError: Some rank did not call ``save`` within the strategy's time-out. A warning says it before.
         """
         from fabric_core import checkpoint as checkpoints
