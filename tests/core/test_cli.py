@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import fabric_core
-from fabric_core.cli.show import show_table
 from fabric_core.specs import KINDS
 
 resource = pytest.importorskip("resource", reason="tests the command on POSIX")
@@ -167,34 +166,6 @@ def test_help_takes_an_eighth_of_a_second_of_cpu_time(fabric: Run, least: Any) -
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert least(measure, 0.125) < 0.125
-
-
-# -- tables ----------------------------------------------------------------------------------------------------------
-
-ROWS = [("a_long_first_name", "one two three four", "[bold]x[/bold]"), ("b", "", "abcdefghijklmno")]
-WHOLE = """NAME               SAYS                MORE
-a_long_first_name  one two three four  [bold]x[/bold]
-b                                      abcdefghijklmno
-
-"""
-NARROW = """NAME               SAYS       MORE
-a_long_first_name  one two    [bold]x[/
-                   three      bold]
-                   four
-b                             abcdefghi
-                              jklmno
-
-"""
-
-
-@pytest.mark.parametrize(("columns", "shown"), [(80, WHOLE), (39, NARROW)])
-def test_the_widest_columns_of_a_table_give_way_but_never_the_first(
-    columns: int, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    show_table(("name", "says", "more"), ROWS)
-    show_table(("name", "says", "more"), [])
-    assert capsys.readouterr().out == shown
 
 
 # -- plugins list ----------------------------------------------------------------------------------------------------
