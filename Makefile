@@ -8,7 +8,7 @@ ARGS ?=
 
 # The folders of tests, each of which is a part that can run beside any other. The longest first, for a good end.
 FOLDERS := $(patsubst tests/%/,%,$(sort $(dir $(wildcard tests/*/test_*.py))))
-LONGEST := core conformance backends training
+LONGEST := core conformance backends training examples workspace engines
 PARTS := $(addprefix test-of-,$(filter-out xla_engine,$(LONGEST) $(filter-out $(LONGEST),$(FOLDERS))))
 
 DISTRIBUTIONS := fabric_core fabric_backends fabric_cuda fabric_xla fabric_deepspeed
@@ -49,7 +49,7 @@ test: $(PARTS) ## run the whole test suite, folder by folder: "make -j2 test" ru
 endif
 
 test-xla: $(XLA_STAMP) ## run the tests that need torch_xla
-	$(XLA_VENV)/bin/python -m pytest tests/xla_engine $(ARGS)
+	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest tests/xla_engine $(ARGS)
 
 # One thread each: those of two folders would wait for each other.
 $(PARTS): test-of-%: $(TESTED)
