@@ -20,8 +20,7 @@ BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 BENCH_PIP := $(BENCH_VENV)/bin/python -m pip
 TESTED := $(VENV)/.installed-for-tests
-# Bytecode is written of what is imported, which is a small part.
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -qq --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 
 export PIP_NO_INPUT := 1
 # The tests start some thousand processes: each would compile our modules anew where an environment keeps no bytecode.

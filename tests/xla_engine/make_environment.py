@@ -58,8 +58,7 @@ def main(folder: Path) -> None:
     python = folder / "bin" / "python"
 
     def pip_install(*arguments: str) -> None:
-        options = ("--disable-pip-version-check", "--no-compile", "-qq")  # most of it is never imported
-        command = [python, "-m", "pip", "install", *options, *arguments]
+        command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-qq", *arguments]
         subprocess.run(command, check=True, cwd=ROOT)
 
     alone = [line for line in pinned() if line.split("==")[0] in WITHOUT_DEPENDENCIES]
