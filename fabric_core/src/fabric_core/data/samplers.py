@@ -103,10 +103,10 @@ def dealt(elements: Iterator[Any], num_replicas: int, rank: int) -> Iterator[Any
 
 def chain_of(source: Any) -> Iterator[Any]:
     """A sampler, the sampler that it draws from, and so on."""
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
     while source is not None and id(source) not in seen:
         yield source
-        seen.add(id(source))
+        seen[id(source)] = source
         inner = getattr(source, "batch_sampler", None)
         source = getattr(source, "sampler", None) if inner is None else inner
 
