@@ -27,7 +27,7 @@ export PIP_NO_INPUT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo engines test test-xla $(PARTS) matrix check format docs docs-write bench wheels changelog clean distclean
+.PHONY: help install demo engines test install-xla test-xla $(PARTS) matrix check format docs docs-write bench wheels changelog clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,8 @@ test: $(TESTED)
 else
 test: $(PARTS) ## run the whole test suite, folder by folder: "make -j2 test" runs two at a time
 endif
+
+install-xla: $(XLA_STAMP) ## create .venv-xla, for the tests that need torch_xla
 
 test-xla: $(XLA_STAMP) ## run the tests that need torch_xla
 	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest tests/xla_engine $(ARGS)

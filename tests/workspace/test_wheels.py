@@ -85,7 +85,7 @@ def test_the_wheels_may_be_published(
 ) -> None:
     files = wheels.values()
     told = run(sys.executable, "-m", "twine", "--no-color", "check", "--strict", *files, cwd=tmp_path)
-    assert told.count(": PASSED") == len(wheels)
+    assert told.split().count("PASSED") == len(wheels)  # twine breaks long lines
     told = run(sys.executable, "-m", "check_wheel_contents", *files, cwd=tmp_path)
     assert told.count(": OK") == len(wheels)
 
