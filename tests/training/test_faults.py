@@ -45,6 +45,12 @@ class Job:
         return self.parent.returncode, stderr
 
 
+def told(folder: Path) -> dict[int, int]:
+    """The processes of the ranks that have said who they are. A file that is made is not written yet."""
+    texts = {int(path.name): path.read_text() for path in folder.iterdir()}
+    return {rank: int(text) for rank, text in texts.items() if text}
+
+
 @pytest.fixture
 def job(tmp_path: Path, clean_environ: dict[str, str]) -> Iterator[Callable[..., Job]]:
     """Start a job and wait until every rank has done a step (or until it is over, when it is to fail)."""
@@ -61,9 +67,8 @@ def job(tmp_path: Path, clean_environ: dict[str, str]) -> Iterator[Callable[...,
             start_new_session=True,
         )
         deadline = time.monotonic() + 60
-        while len(list(tmp_path.iterdir())) < 2 and parent.poll() is None and time.monotonic() < deadline:
+        while len(ranks := told(tmp_path)) < 2 and parent.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        ranks = {int(path.name): int(path.read_text() or 0) for path in tmp_path.iterdir()}
         family = psutil.Process(parent.pid).children(recursive=True) if parent.poll() is None else []
         jobs.append(Job(parent, ranks, family))
         return jobs[-1]
