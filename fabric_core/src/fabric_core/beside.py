@@ -47,9 +47,8 @@ def left_beside(path: Path) -> list[Path]:
     """What is there that was to be put in a place, or was put aside."""
     if not path.parent.is_dir():
         return []
-    names = re.compile(
-        rf"\.{re.escape(shortened(path.name))}\.[0-9a-f]+\.(tmp|old)"
-    )  # and not those of "NAME.1"
+    # Not those of "NAME.1".
+    names = re.compile(rf"\.{re.escape(shortened(path.name))}\.[0-9a-f]+\.(tmp|old)")
     return [entry for entry in path.parent.iterdir() if names.fullmatch(entry.name)]
 
 

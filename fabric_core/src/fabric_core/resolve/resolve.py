@@ -87,12 +87,21 @@ def resolve(request: Request, registry: Registry) -> Plan:
     check_precision(plan.precision, strategy)
     for choice in plan:
         check_usable(choice)
+    more = (*_complaints(plan, registry), *unused_tables(plan, request.tables, registry))
+    return replace(plan, warnings=(*plan.warnings, *more)) if more else plan
+
+
+def _complaints(plan: Plan, registry: Registry) -> tuple[str, ...]:
+    """What plugins say of a whole plan that they let pass.
+
+    Raises:
+        UnsupportedError: One says that it cannot work.
+    """
     vetoes, complaints = registry.check_plan(plan)
     if vetoes:
         told = " ".join(f"{sentence} (says {distribution})" for distribution, sentence in vetoes)
         raise UnsupportedError(f"This plan cannot work: {told}")
-    more = (*complaints, *unused_tables(plan, request.tables, registry))
-    return replace(plan, warnings=(*plan.warnings, *more)) if more else plan
+    return tuple(complaints)
 
 
 def _strategy_spec(choice: Choice | None) -> StrategySpec | None:
