@@ -136,3 +136,28 @@ def test_checkpoints_are_measured_beside_pytorchs_own() -> None:
     printed = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True).stdout
     rows = re.findall(r"^\| ([12]) \| (save|load) \| (.+) \| \d+ \| [\d.]+ \|$", printed, re.MULTILINE)
     assert len(rows) == 2 * 4 + 2 * 2, printed
+
+
+IN_README = (
+    ("step", "float32", "cpu", "ratio"),
+    ("step", "bf16-mixed", "cpu", "ratio"),
+    ("ddp_step", "16 M parameters", "cpu", "ratio"),
+    ("loader", "", "cpu", "over"),
+    ("minimal", "", "own_cpu", "ratio"),
+    ("launch", "", "first_step", "ratio"),
+    ("launch", "", "pss", "median"),
+)
+SHOWN = {"ratio": "{:.2f} ×", "over": "{:+.1f} µs", "median": "{:.0f} MB"}
+
+
+def test_the_readme_says_what_was_measured(harness: Any) -> None:
+    entries = harness("results").read(BENCHMARKS / "results.json")
+    table = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split("| beside plain PyTorch |")[1]
+    told = [line.split(" | ")[1:] for line in table.split("\n\n")[0].splitlines()[2:]]
+    contenders = ("fabric", "lightning-fabric", "accelerate")
+    found = []
+    for figure, case, measure, kind in IN_README:
+        rows = {row.contender: row.numbers for row in entries[figure].rows if row.case == case}
+        numbers = [getattr(rows[contender][measure], kind) for contender in contenders]
+        found.append([SHOWN[kind].format(number) for number in numbers])
+    assert [[cell.removesuffix(" |") for cell in line] for line in told] == found
