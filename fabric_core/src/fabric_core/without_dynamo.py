@@ -33,7 +33,7 @@ _COMES_WITH_DYNAMO = {
     "torch.fx.experimental": ("dynamic_spec", "recording", "symbolic_shapes"),
     "torch.fx.passes": ("graph_transform_observer",),
 }
-"""Public modules that nobody has to import, because the first optimizer has always brought them along."""
+"""Public modules of PyTorch that nobody has to import, because the first optimizer has always brought them along."""
 
 
 def keep_dynamo_out() -> None:

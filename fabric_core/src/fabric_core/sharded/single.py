@@ -48,9 +48,7 @@ class WholeTensors:
         """See `Source`."""
         if (now := _identity(self._file.path)) and now != self._seen:
             raise CheckpointError(f"The file {str(self._file.path)!r} is another one than was loaded.")
-        whole = self._file.read(name)
-        for box, target in targets:
-            target.copy_(whole[box.within(whole_box(whole.shape))])
+        _copy_parts(self._file.read(name), targets)
 
 
 class MappedTensors:
@@ -83,9 +81,7 @@ class MappedTensors:
         now = _identity(self._path)
         if now[:2] == self._seen[:2] and now != self._seen:
             raise CheckpointError(f"The file {str(self._path)!r} was written to since it was loaded.")
-        whole = self._tensors[int(name)]
-        for box, target in targets:
-            target.copy_(whole[box.within(whole_box(whole.shape))])
+        _copy_parts(self._tensors[int(name)], targets)
 
     def _stored(self, tensor: Tensor) -> Any:
         plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.is_contiguous()
@@ -93,6 +89,11 @@ class MappedTensors:
             return tensor
         self._tensors.append(tensor)
         return StoredTensor(self, str(len(self._tensors) - 1), tensor.shape, tensor.dtype)
+
+
+def _copy_parts(whole: Tensor, targets: Targets) -> None:
+    for box, target in targets:
+        target.copy_(whole[box.within(whole_box(whole.shape))])
 
 
 def _identity(path: Path) -> tuple[int, ...]:
